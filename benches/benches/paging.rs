@@ -11,6 +11,8 @@
 //! | `in_memory` | control, without a cap: loaded with candle's mapped builder, which copies; one token per pass; gives C |
 //! | `in_memory_block` | the same with a block of prompts (`DD_BENCH_BLOCK`, 64), one token of each per pass |
 //! | `direct_read` | control: the bytes of the file, read directly by a bare loop and dropped; gives B |
+//! | `in_memory_reading` | control: `in_memory` while the same bare loop reads the file beside it; gives C and B where both work at once |
+//! | `first_touch` | control: memory of the budget's size, taken from the system by one thread; what it costs to have memory at all |
 //! | `paged` | the F32 file paged within the budget, `paged_block` with the block of prompts |
 //! | `paged_bf16` | the BF16 file, filling F32 tensors as it is paged |
 //! | `paged_packed` | the BF16 file packed, filling F32 tensors as it is unpacked; what stays packed in memory is the planner's choice |
@@ -31,7 +33,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
@@ -82,13 +84,31 @@ fn load(task: &Task) -> Result<Loaded> {
     let cpu = Device::Cpu;
     let vb = match task.variant.as_str() {
         // SAFETY: the file lies in a folder of our own, and nobody writes to it while it is mapped.
-        "in_memory" => unsafe { VarBuilder::from_mmaped_safetensors(&[file], DType::F32, &cpu)? },
+        "in_memory" | "in_memory_reading" => unsafe {
+            VarBuilder::from_mmaped_safetensors(&[file], DType::F32, &cpu)?
+        },
         "mmap" => VarBuilder::from_tensors(mapped::tensors(file)?, DType::F32, &cpu),
         "paged" => return paged(task, |options| options),
         "paged_kept" => return paged(task, keeping_all),
         other => return Err(format!("there is no variant {other}").into()),
     };
-    Ok((Session::load(vb, task.shape, task.rows)?, None))
+    let session = Session::load(vb, task.shape, task.rows)?;
+    if let Some(geometry) = task.reading {
+        read_for_ever(DirectFile::open(file)?, geometry);
+    }
+    Ok((session, None))
+}
+
+/// Reads the file again and again beside whatever this process does, until it ends.
+fn read_for_ever(file: DirectFile, geometry: Geometry) {
+    std::thread::spawn(move || {
+        loop {
+            if let Err(error) = measure_direct(&file, Bytes::MAX, geometry) {
+                eprintln!("reading beside the model: {error}");
+                std::process::exit(1);
+            }
+        }
+    });
 }
 
 /// With all that is read kept in memory, packed as it is.
@@ -111,12 +131,24 @@ fn paged(task: &Task, change: fn(pager::Options) -> pager::Options) -> Result<Lo
             resident: plan.resident.0,
             frames: (plan.layout.frames * plan.layout.unit) as u64,
             staging: plan.staging.0,
+            ready: plan.ready.0,
             accounted: budget.usage().peak.0,
             faults: stats.faults,
             late: stats.late,
         }
     };
     Ok((session, Some(Box::new(figures))))
+}
+
+/// How long one thread takes to have so much memory that nobody has used before, in huge pages.
+fn first_touch(size: Bytes) -> Result<f64> {
+    let mut map = memmap2::MmapMut::map_anon(size.to_usize()?)?;
+    map.advise(memmap2::Advice::HugePage)?;
+    let started = Instant::now();
+    map.advise(memmap2::Advice::PopulateWrite)?;
+    let seconds = started.elapsed().as_secs_f64();
+    std::hint::black_box(map.first_mut());
+    Ok(seconds)
 }
 
 fn lacks_userfaultfd(error: &(dyn std::error::Error + 'static)) -> bool {
@@ -196,6 +228,18 @@ impl Contest {
         let mut contestants = vec![
             turn("in_memory", self.task("in_memory", 1), false),
             turn("in_memory_block", self.task("in_memory", self.block), false),
+            turn(
+                "in_memory_reading",
+                Task { reading: Some(geometry), ..self.task("in_memory_reading", 1) },
+                false,
+            ),
+            Contestant::new("first_touch", || {
+                let seconds = first_touch(self.budget)?;
+                let pass = Pass { seconds, ..Pass::default() };
+                let report = Report { first: seconds, passes: vec![pass; SETTLING + 1], ..Report::default() };
+                shared.borrow_mut().add("first_touch", report);
+                Ok(Duration::from_secs_f64(seconds))
+            }),
             Contestant::new("direct_read", || {
                 let report = self.direct_read(geometry)?;
                 let seconds = report.first;
@@ -253,6 +297,7 @@ impl Contest {
             rows,
             passes: SETTLING + if self.settings.quick { 1 } else { PASSES },
             budget: self.budget.0,
+            reading: None,
             cap: None,
             door: None,
         }
@@ -378,7 +423,32 @@ impl Contest {
                 shares.into_iter(),
                 "0.95 or more",
             );
+            // The same with C and B as they are while both are at work.
+            let limits = figures.of(name).iter().zip(figures.of("in_memory_reading"));
+            let shares = limits.map(|(paged, control)| {
+                let pager = paged.pager.unwrap_or_default();
+                let resident = pager.frames.saturating_sub(pager.staging).max(pager.resident);
+                let streamed = needed.saturating_sub(resident) as f64 * share;
+                let bandwidth = control.per_pass(|pass| pass.read as f64 / pass.seconds);
+                control.seconds().max(streamed / bandwidth) / paged.seconds()
+            });
+            let shares: Vec<f64> = shares.collect();
+            figures.ratio(
+                &format!("{name}: the same, C and B taken beside each other"),
+                shares.into_iter(),
+                "",
+            );
         }
+        let beside = figures.of("in_memory_reading").iter();
+        let beside: Vec<f64> =
+            beside.map(|report| report.per_pass(|pass| pass.read as f64 / pass.seconds) / 1e9).collect();
+        figures.ratio("B beside a pass in memory, GB/s", beside.into_iter(), "");
+        let slower = figures
+            .per_round("in_memory_reading", "in_memory", |beside, alone| beside.seconds() / alone.seconds());
+        figures.ratio("C while the disk is read, times C", slower.into_iter(), "");
+        let touch: Vec<f64> =
+            figures.of("first_touch").iter().map(|touch| self.budget.0 as f64 / touch.first / 1e9).collect();
+        figures.ratio("first touch of memory, one thread, GB/s", touch.into_iter(), "");
         let share = figures.per_round("paged_block", "in_memory_block", |paged, control| {
             control.seconds() / paged.seconds()
         });

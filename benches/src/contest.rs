@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use deep_dimensions::core::Bytes;
 use deep_dimensions::monitor::{IoCounters, ProcessId, ProcessMemory, Root};
+use deep_dimensions::offload::io::Geometry;
 use serde::{Deserialize, Serialize};
 
 use crate::cap::{Cap, join};
@@ -34,6 +35,8 @@ pub struct Task {
     pub passes: usize,
     /// Bytes that weights may take.
     pub budget: u64,
+    /// Where the file is read beside the passes: in which blocks.
+    pub reading: Option<Geometry>,
     /// The most that the process may take, where it is capped.
     pub cap: Option<u64>,
     /// Where to join the cap; set by [`Task::run`].
@@ -95,6 +98,8 @@ pub struct PagerFigures {
     pub frames: u64,
     /// Bytes of those that are for what passes through.
     pub staging: u64,
+    /// Bytes of frames that are there by now.
+    pub ready: u64,
     /// The most that the budget has accounted for.
     pub accounted: u64,
     /// Faults answered since the start.
@@ -194,6 +199,10 @@ impl Task {
             }
             let (faults, late) = (counted().faults - had.faults, counted().late - had.late);
             report.passes.push(Pass { seconds, read, cpu: cpu.all, paging_cpu: cpu.paging, faults, late });
+            // What counts is a pass with all memory there; a large budget's comes in beside the first ones.
+            while counted().ready < counted().frames {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             logits.iter().for_each(|logit| hash.add(logit.to_bits()));
             report.logits = logits.into_iter().take(16).collect();
         }

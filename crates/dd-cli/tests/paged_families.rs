@@ -45,9 +45,8 @@ fn every_family_gives_the_bits_of_the_run_in_memory() {
         let most = Bytes(checkpoint.total_bytes().0 / 4);
         let least = Layout::least();
         let between = |share: u64| Bytes(least.0 + (most.0 - least.0) * share / 3);
-        for (limit, threads) in
-            [(least, 1), (least, 4), (between(1), 1), (between(2), 4), (most, 1), (most, 4)]
-        {
+        let limits = [least, between(1), between(2), most];
+        for (limit, threads) in limits.into_iter().flat_map(|limit| [(limit, 1), (limit, 4)]) {
             let budget = Budget::new("memory", limit);
             let weights = match PagedWeights::open(std::slice::from_ref(&path), DType::F32, &budget) {
                 Ok(weights) => weights,

@@ -10,9 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::error::{Error, Result};
 use crate::inject::{self, Breach};
 use crate::scratch::Scratch;
+use crate::source::Source;
 use crate::state::{Answer, Frame, From, Job, Piece, Place, State, Unit};
-use crate::sys::Faults;
 use crate::sys::map::Mapping;
+use crate::sys::{Faults, PAGE};
 
 /// What is done where a reader waits for bytes that cannot be had: it cannot be told, so this must not return.
 pub type OnFatal = Arc<dyn Fn(&Error) + Send + Sync>;
@@ -184,6 +185,22 @@ impl Engine {
         Ok(())
     }
 
+    /// Makes the rest of the frames present, one by one, until all of them are there.
+    pub(crate) fn grow(&self) {
+        loop {
+            let mut state = self.state();
+            let frame = if state.stopping { None } else { state.grow() };
+            drop(state);
+            let Some(frame) = frame else { return };
+            if let Err(error) = self.arena.populate(frame * self.unit, self.unit) {
+                // Whoever fills it will make it present, or say that it cannot be had.
+                tracing::warn!(%error, "cannot take memory for a frame ahead of its use");
+            }
+            self.state().put_back(frame);
+            self.work.notify_one();
+        }
+    }
+
     /// Fills units until stopped.
     pub(crate) fn load(&self, mut scratch: Scratch) {
         let mut state = self.state();
@@ -191,12 +208,33 @@ impl Engine {
             if state.stopping {
                 return;
             }
-            let Some(job) = state.next_job() else {
+            if let Some(job) = state.next_job() {
+                state = self.carry_out(state, job, &mut scratch);
+            } else if let Some(source) = state.idle_work() {
+                drop(state);
+                state = self.work_ahead(&source, &mut scratch);
+            } else {
                 state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            state = self.carry_out(state, job, &mut scratch);
+            }
         }
+    }
+
+    /// Has a source do one thing that it can do before anybody waits for it.
+    fn work_ahead(&self, source: &Arc<dyn Source>, scratch: &mut Scratch) -> MutexGuard<'_, State> {
+        #[repr(align(4096))]
+        struct Page([u8; PAGE]);
+        let mut page = Page([0; PAGE]);
+        let done = source.ahead().map(|at| source.fill(at, &mut page.0, scratch));
+        let mut state = self.state();
+        state.stats.bytes_read += scratch.take_read();
+        match done {
+            Some(Ok(())) => state.idle.push(Arc::downgrade(source)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "reading ahead failed; it is tried again when it is needed")
+            }
+            None => {}
+        }
+        state
     }
 
     fn carry_out<'s>(

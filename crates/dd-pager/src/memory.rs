@@ -127,6 +127,11 @@ impl PagedMemory {
             let engine = Arc::clone(&engine);
             owner.threads.push(spawn(format!("dd-page-load-{index}"), move || engine.load(scratch))?);
         }
+        let at_once = layout.at_once();
+        if at_once < layout.frames && engine.faults.moves() {
+            engine.state().grow_from(at_once);
+            owner.threads.push(spawn("dd-page-grow".to_owned(), move || engine.grow())?);
+        }
         Ok(Self { owner: Arc::new(owner) })
     }
 
@@ -188,6 +193,9 @@ impl PagedMemory {
             state.add_piece(index, piece, kind);
         }
         next.took(start..end, small, unit);
+        if self.owner.kept.is_some() {
+            state.idle.push(Arc::downgrade(&source));
+        }
         drop(state);
         let units = if pages == 0 { 0..0 } else { start / unit..end.div_ceil(unit) };
         Ok(Region { memory: self.clone(), region, units, start: start + head, len })
@@ -227,7 +235,7 @@ impl PagedMemory {
     /// What stays and what streams, as far as is known.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        let mut state = self.owner.engine.state();
+        let state = self.owner.engine.state();
         let layout = self.owner.layout;
         let bytes = |units: usize| Bytes::of(units.saturating_mul(layout.unit));
         let (used, resident) = state.counts();
@@ -239,6 +247,7 @@ impl PagedMemory {
             resident: bytes(resident),
             streamed: bytes(used - resident),
             staging: bytes(layout.staging(used)),
+            ready: bytes(state.ready()),
             packed: self.owner.packed,
             kept,
             predicted_seconds_per_pass: self.owner.tiers.map(|tiers| tiers.seconds),

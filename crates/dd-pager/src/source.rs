@@ -29,6 +29,12 @@ pub trait Source: Send + Sync {
         PAGE
     }
 
+    /// A page, as `at` in [`fill`](Self::fill), that is worth filling once while there is nothing else to do, so that
+    /// later fills need no file; each at most once, and nothing when there are no more.
+    fn ahead(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether the range may be written to: then [`store`](Self::store) gets its pages when they are evicted.
     fn is_writable(&self) -> bool {
         false

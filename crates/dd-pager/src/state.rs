@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::inject::{Breach, breached};
 use crate::layout::Layout;
@@ -125,7 +125,13 @@ pub(crate) struct State {
     clock: u64,
     window: usize,
     planned: bool,
+    /// Frames that are there: all of the layout's, but for those that are still to be made present.
+    ready: usize,
+    /// How many there were when residents were chosen.
+    planned_for: usize,
     pub(crate) stats: Stats,
+    /// Sources that may have something to do ahead of time, as long as their ranges are there.
+    pub(crate) idle: Vec<Weak<dyn Source>>,
     /// Touches of addresses where nothing is registered, each with how often.
     pub(crate) strays: HashMap<usize, u32>,
     pub(crate) stopping: bool,
@@ -145,7 +151,10 @@ impl State {
             clock: 0,
             window: FIRST_WINDOW,
             planned: false,
+            ready: layout.frames,
+            planned_for: 0,
             stats: Stats::default(),
+            idle: Vec::new(),
             strays: HashMap::new(),
             stopping: false,
         }
@@ -233,7 +242,7 @@ impl State {
 
     /// Learns from a touch.
     fn touched(&mut self, group: Group, sure: bool, ahead: bool) {
-        let most = self.layout.staging(self.units.len()).max(FIRST_WINDOW);
+        let most = self.layout.staging_of(self.ready, self.units.len()).max(FIRST_WINDOW);
         self.window = if ahead { (self.window * 2).min(most) } else { self.window };
         let (units, groups) = (&self.units, &self.groups);
         let mapped = |group: Group| {
@@ -274,6 +283,16 @@ impl State {
         Some(self.start(unit, taken))
     }
 
+    /// A source that is asked to work ahead while no unit is to be filled: once a pass was seen, so that none waits for it.
+    pub(crate) fn idle_work(&mut self) -> Option<Arc<dyn Source>> {
+        while self.order.is_learned() {
+            if let Some(source) = self.idle.pop()?.upgrade() {
+                return Some(source);
+            }
+        }
+        None
+    }
+
     fn start(&mut self, unit: Unit, (frame, from): (Frame, From)) -> Job {
         if let Some(entry) = self.units.get_mut(unit) {
             entry.place = Place::Filling(frame);
@@ -290,7 +309,7 @@ impl State {
             return None; // Nobody has begun; a model may still be under construction.
         }
         let most = match self.order.is_learned() {
-            true => self.layout.frames,
+            true => self.ready,
             false => self.window,
         };
         let mut waiting = 0;
@@ -323,26 +342,53 @@ impl State {
             }
             return Some((frame, From::Free));
         }
-        if self.holders.len() < self.layout.frames {
-            self.holders.push(None);
-            return Some((self.holders.len() - 1, From::Fresh));
+        if self.holders.len() < self.ready {
+            return Some((self.add_frame(), From::Fresh));
         }
-        let (victim, frame) = self.victim(distance)?;
+        let victim = self.victim(distance);
+        let is_written = |unit: Unit| self.units.get(unit).is_some_and(Entry::is_writable);
+        // While there is memory that was never used, nothing has to be written anywhere, and nobody waits for want of it.
+        let keeps = victim.map_or(distance.is_none(), |(unit, _)| is_written(unit));
+        if keeps && let Some(frame) = self.grow() {
+            return Some((frame, From::Fresh));
+        }
+        let (victim, frame) = victim?;
         let entry = self.units.get_mut(victim)?;
         if matches!(entry.place, Place::Staged(_)) {
             entry.place = Place::Absent;
             self.stats.unused += 1;
             return Some((frame, From::Free));
         }
-        let writable = entry.pieces.iter().any(|piece| piece.source.is_writable());
-        entry.place = if writable { Place::Storing(frame) } else { Place::Absent };
+        entry.place = if entry.is_writable() { Place::Storing(frame) } else { Place::Absent };
         self.stats.evicted += 1;
         Some((frame, From::Evict(victim)))
     }
 
+    /// Lets frames come in one by one; [`grow`](Self::grow) gives each.
+    pub(crate) fn grow_from(&mut self, frames: usize) {
+        self.ready = frames.min(self.layout.frames);
+    }
+
+    /// A frame that was never used, to be made present by the caller; nothing once all of them are there.
+    pub(crate) fn grow(&mut self) -> Option<Frame> {
+        let more = self.ready < self.layout.frames;
+        self.ready += usize::from(more);
+        more.then(|| self.add_frame())
+    }
+
+    fn add_frame(&mut self) -> Frame {
+        self.holders.push(None);
+        self.holders.len() - 1
+    }
+
+    /// How many frames there are by now.
+    pub(crate) const fn ready(&self) -> usize {
+        self.ready
+    }
+
     /// The unit that is needed last. What was mapped a moment ago is spared: threads may be in the middle of it.
     fn victim(&self, distance: Option<usize>) -> Option<(Unit, Frame)> {
-        let recent = self.clock.saturating_sub(((self.threads * 4).min(self.layout.frames / 3)) as u64);
+        let recent = self.clock.saturating_sub(((self.threads * 4).min(self.ready / 3)) as u64);
         let current = self.order.current();
         let mut best: Option<(Rank, Unit, Frame)> = None;
         for (frame, unit) in self.holders.iter().enumerate() {
@@ -358,14 +404,13 @@ impl State {
             if entry.wanted || mapped && entry.mapped_at > recent {
                 continue;
             }
-            let small = entry.group.is_none() && !entry.pieces.is_empty();
             let away = entry.group.and_then(|group| self.order.distance(group)).unwrap_or(usize::MAX);
             let in_use = entry.group.is_some() && entry.group == current;
             let goes = match distance {
                 Some(distance) => !entry.resident && !in_use && away > distance && entry.stuck == 0,
                 None => true,
             };
-            let away = if in_use || small { 0 } else { away };
+            let away = if in_use || entry.is_small() { 0 } else { away };
             // Of units equally far away, the one mapped longest ago; what cannot be moved only where nothing else can.
             let rank = (u32::MAX - entry.stuck, !entry.resident, away, u64::MAX - entry.mapped_at);
             if goes && best.is_none_or(|(other, ..)| rank > other) {
@@ -468,25 +513,36 @@ impl State {
         self.planned = false;
     }
 
-    /// Marks anew what stays, after the order or the units have changed.
+    /// Marks anew what stays, after the order, the units or the frames have changed.
     pub(crate) fn plan_if_needed(&mut self) {
-        if std::mem::replace(&mut self.planned, true) {
+        // Each time moves residents about, so frames that come in one by one are a reason only now and then.
+        let grown = self.ready > self.planned_for
+            && (self.ready == self.layout.frames || self.ready >= self.planned_for * 3 / 2);
+        if std::mem::replace(&mut self.planned, true) && !grown {
             return;
         }
+        self.planned_for = self.ready;
         let order: Vec<Unit> = self.used_units();
-        let all = self.units.iter().filter(|entry| entry.group.is_none() && !entry.pieces.is_empty()).count();
-        let small = all.min(self.layout.frames / 4);
-        let staging = self.layout.staging(order.len() + all);
-        let room = self.layout.frames - staging - small;
-        let resident = if staging == 0 { order.len() } else { room };
+        let (small, resident) = self.staying(self.ready, order.len(), self.small_units().count());
         self.units.iter_mut().for_each(|entry| entry.resident = false);
-        let smalls = self.units.iter_mut().filter(|entry| entry.group.is_none() && !entry.pieces.is_empty());
+        let smalls = self.units.iter_mut().filter(|entry| entry.is_small());
         smalls.take(small).for_each(|entry| entry.resident = true);
         for (unit, stays) in order.iter().zip(spread(order.len(), resident)) {
             if let Some(entry) = self.units.get_mut(*unit) {
                 entry.resident = stays;
             }
         }
+    }
+
+    fn small_units(&self) -> impl Iterator<Item = &Entry> {
+        self.units.iter().filter(|entry| entry.is_small())
+    }
+
+    /// How many of the `small` units and of the `used` others stay in so many frames.
+    fn staying(&self, frames: usize, used: usize, small: usize) -> (usize, usize) {
+        let staging = self.layout.staging_of(frames, used + small);
+        let small = small.min(frames / 4);
+        (small, if staging == 0 { used } else { frames.saturating_sub(staging + small).min(used) })
     }
 
     /// The units of which a pass uses all, in the order of use.
@@ -496,12 +552,22 @@ impl State {
         units.filter(|unit| self.units.get(*unit).is_some_and(|entry| !entry.pieces.is_empty())).collect()
     }
 
-    /// Units that a pass uses, and those of them that stay.
-    pub(crate) fn counts(&mut self) -> (usize, usize) {
-        self.plan_if_needed();
-        let small =
-            self.units.iter().filter(|entry| entry.group.is_none() && !entry.pieces.is_empty()).count();
-        (self.used_units().len() + small, self.units.iter().filter(|entry| entry.resident).count())
+    /// Units that a pass uses, and those of them that stay once all frames are there.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let (used, all) = (self.used_units().len(), self.small_units().count());
+        let (small, resident) = self.staying(self.layout.frames, used, all);
+        (used + all, resident + small)
+    }
+}
+
+impl Entry {
+    /// A unit of small ranges.
+    fn is_small(&self) -> bool {
+        self.group.is_none() && !self.pieces.is_empty()
+    }
+
+    fn is_writable(&self) -> bool {
+        self.pieces.iter().any(|piece| piece.source.is_writable())
     }
 }
 

@@ -205,6 +205,45 @@ fn what_is_kept_packed_is_not_read_again() {
     }
 }
 
+/// A table of which each pass uses another row: what no pass has used so far is read ahead too.
+#[test]
+fn a_table_that_is_kept_packed_is_read_once() {
+    if !can_page() {
+        return;
+    }
+    let mut tensors = LARGE[..12].to_vec();
+    tensors.insert(0, (Dtype::BF16, 2_000_000));
+    let model = model(&tensors, 16 << 10);
+    let budget = Budget::new("memory", LIMIT);
+    let paged = PagedMemory::new(&budget, model.options(DType::F32, Keep::AtMost(Bytes::MAX))).unwrap();
+    let regions = model.register(&paged, DType::F32);
+    let (table, layers) = regions.split_first().unwrap();
+    let expected: Vec<_> = (0..regions.len()).map(|index| model.wanted(index, DType::F32).1).collect();
+    let row = |pass: usize| pass * 500_000..pass * 500_000 + 4096;
+    let pass = |pass: usize| {
+        assert_eq!(data(table)[row(pass)], expected[0][row(pass)]);
+        for (layer, expected) in layers.iter().zip(&expected[1..]) {
+            assert!(data(layer) == expected);
+        }
+    };
+    let all: u64 = model
+        .packed
+        .tensors()
+        .values()
+        .flat_map(|tensor| tensor.chunks(0..u64::MAX))
+        .map(|c| c.len as u64)
+        .sum();
+    let mut passes = 0;
+    let kept = paged.kept().unwrap();
+    while kept.used() < Bytes(all) {
+        pass(passes % 16); // Loaders read the rest while they have nothing else to do.
+        passes += 1;
+    }
+    let before = paged.stats().bytes_read;
+    (0..16).for_each(pass);
+    assert_eq!(paged.stats().bytes_read, before, "after {passes} passes");
+}
+
 #[test]
 fn a_part_that_is_kept_is_not_read_again() {
     if !can_page() {

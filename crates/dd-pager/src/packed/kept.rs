@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "slices of its own mapping; each block says why")]
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use dd_core::{Budget, Bytes, Holder, Reservation};
@@ -74,11 +75,24 @@ impl KeptChunks {
 pub(super) struct KeptTensor {
     chunks: Arc<KeptChunks>,
     places: Box<[OnceLock<Range<usize>>]>,
+    /// Chunks below this were looked at by [`missing`](Self::missing).
+    looked_at: AtomicUsize,
 }
 
 impl KeptTensor {
     pub(super) fn new(chunks: Arc<KeptChunks>, count: usize) -> Self {
-        Self { chunks, places: (0..count).map(|_| OnceLock::new()).collect() }
+        Self { chunks, places: (0..count).map(|_| OnceLock::new()).collect(), looked_at: AtomicUsize::new(0) }
+    }
+
+    /// Where all chunks are to be kept, the next one that nobody has read so far; each is named once.
+    pub(super) fn missing(&self) -> Option<usize> {
+        while self.chunks.everything {
+            let index = self.looked_at.fetch_add(1, Ordering::Relaxed);
+            if self.places.get(index)?.get().is_none() {
+                return Some(index);
+            }
+        }
+        None
     }
 
     /// The stored bytes of a chunk, if they are here.

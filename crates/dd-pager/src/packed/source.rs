@@ -171,6 +171,12 @@ impl Source for PackedSource {
         self.read(&run, &mut piece, scratch)
     }
 
+    fn ahead(&self) -> Option<u64> {
+        let index = self.kept.as_ref()?.missing()?;
+        let filled = Bytes::of(self.tensor.chunk()).0.checked_mul(self.widening)?;
+        Bytes::of(index).0.checked_mul(filled)
+    }
+
     fn grain(&self) -> usize {
         let widening = usize::try_from(self.widening).unwrap_or(1);
         self.tensor.chunk().saturating_mul(widening)
