@@ -61,6 +61,8 @@ impl Workspace {
         println!("$ {}", [&shown.join(" "), "cargo", &arguments.join(" ")].join(" ").trim_start());
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.args(arguments).envs(variables.iter().copied()).env(SKIP_LOG, &self.skip_log);
+        // Making a backtrace reads megabytes of debug information into the heap, which tests that count memory would see.
+        command.env("RUST_BACKTRACE", "0");
         succeed(command.current_dir(&self.root))
     }
 }
