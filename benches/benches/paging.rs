@@ -10,7 +10,7 @@
 //! |---|---|
 //! | `in_memory` | control, without a cap: loaded with candle's mapped builder, which copies; one token per pass; gives C |
 //! | `in_memory_block` | the same with a block of prompts (`DD_BENCH_BLOCK`, 64), one token of each per pass |
-//! | `direct_read` | control: the bytes of the file, read directly by a bare loop and dropped; gives B |
+//! | `direct_read`, `direct_read_bf16`, `direct_read_packed` | control: the bytes of each file, read directly by a bare loop and dropped; gives B, which on a virtual disk differs from file to file |
 //! | `in_memory_reading` | control: `in_memory` while the same bare loop reads the file beside it; gives C and B where both work at once |
 //! | `first_touch` | control: memory of the budget's size, taken from the system by one thread; what it costs to have memory at all |
 //! | `paged` | the F32 file paged within the budget, `paged_block` with the block of prompts |
@@ -33,6 +33,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
@@ -100,7 +101,7 @@ fn load(task: &Task) -> Result<Loaded> {
 }
 
 /// Reads the file again and again beside whatever this process does, until it ends.
-fn read_for_ever(file: DirectFile, geometry: Geometry) {
+fn read_for_ever(file: Arc<DirectFile>, geometry: Geometry) {
     std::thread::spawn(move || {
         loop {
             if let Err(error) = measure_direct(&file, Bytes::MAX, geometry) {
@@ -131,13 +132,23 @@ fn paged(task: &Task, change: fn(pager::Options) -> pager::Options) -> Result<Lo
             resident: plan.resident.0,
             frames: (plan.layout.frames * plan.layout.unit) as u64,
             staging: plan.staging.0,
-            ready: plan.ready.0,
             accounted: budget.usage().peak.0,
             faults: stats.faults,
             late: stats.late,
         }
     };
     Ok((session, Some(Box::new(figures))))
+}
+
+/// A file, read twice: a disk that was at rest is faster for a while. `first` is the second sweep's time.
+fn direct_read(path: &Path, geometry: Geometry) -> Result<Report> {
+    evict(path)?;
+    let file = DirectFile::open(path)?;
+    measure_direct(&file, Bytes::MAX, geometry)?;
+    let size = file.extent()?;
+    let seconds = size.0 as f64 / measure_direct(&file, Bytes::MAX, geometry)?;
+    let pass = Pass { seconds, read: size.0, ..Pass::default() };
+    Ok(Report { first: seconds, passes: vec![pass; SETTLING + 1], ..Report::default() })
 }
 
 /// How long one thread takes to have so much memory that nobody has used before, in huge pages.
@@ -225,6 +236,15 @@ impl Contest {
             })
         };
         let capped = |variant| Task { cap: Some(self.cap()), ..self.task(variant, 1) };
+        let direct = |name: &'static str, path| {
+            let shared = &shared;
+            Contestant::new(name, move || {
+                let report = direct_read(path, geometry)?;
+                let seconds = report.first;
+                shared.borrow_mut().add(name, report);
+                Ok(Duration::from_secs_f64(seconds))
+            })
+        };
         let mut contestants = vec![
             turn("in_memory", self.task("in_memory", 1), false),
             turn("in_memory_block", self.task("in_memory", self.block), false),
@@ -240,12 +260,9 @@ impl Contest {
                 shared.borrow_mut().add("first_touch", report);
                 Ok(Duration::from_secs_f64(seconds))
             }),
-            Contestant::new("direct_read", || {
-                let report = self.direct_read(geometry)?;
-                let seconds = report.first;
-                shared.borrow_mut().add("direct_read", report);
-                Ok(Duration::from_secs_f64(seconds))
-            }),
+            direct("direct_read", &self.f32),
+            direct("direct_read_bf16", &self.bf16),
+            direct("direct_read_packed", &self.packed),
             turn("mmap", capped("mmap"), false),
         ];
         if self.paging_is_available(&mut shared.borrow_mut())? {
@@ -266,6 +283,9 @@ impl Contest {
         }
         for name in peers {
             contestants.push(turn(name, capped(name), true));
+        }
+        if let Ok(only) = std::env::var("DD_BENCH_ONLY") {
+            contestants.retain(|c| only.split(',').any(|name| c.name() == name));
         }
         let rounds = Rounds::run(self.settings.rounds, &mut contestants)?;
         drop(contestants);
@@ -389,28 +409,25 @@ impl Contest {
         Ok(best.1)
     }
 
-    /// The file, read twice: a disk that was at rest is faster for a while. `first` is the second sweep's time.
-    fn direct_read(&self, geometry: Geometry) -> Result<Report> {
-        evict(&self.f32)?;
-        let file = DirectFile::open(&self.f32)?;
-        measure_direct(&file, Bytes::MAX, geometry)?;
-        let size = file.extent()?;
-        let seconds = size.0 as f64 / measure_direct(&file, Bytes::MAX, geometry)?;
-        let pass = Pass { seconds, read: size.0, ..Pass::default() };
-        Ok(Report { first: seconds, passes: vec![pass; SETTLING + 1], ..Report::default() })
-    }
-
     /// The ratios, each of a round's own figures, and the remarks.
     fn derive(&self, figures: &mut Figures, geometry: Geometry) {
         let all = self.shape.bytes() as f64;
-        let bandwidth: Vec<f64> = figures.of("direct_read").iter().map(|read| all / read.first).collect();
-        figures.ratio("B, GB/s", bandwidth.iter().map(|bandwidth| bandwidth / 1e9), "");
+        let bandwidths = |name: &str| -> Vec<f64> {
+            let reads = figures.of(name).iter();
+            reads.map(|read| read.per_pass(|pass| pass.read as f64 / pass.seconds)).collect()
+        };
+        let (wide, half) = (bandwidths("direct_read"), bandwidths("direct_read_bf16"));
+        for (file, bandwidth) in
+            [("F32", &wide), ("BF16", &half), ("packed", &bandwidths("direct_read_packed"))]
+        {
+            figures.ratio(&format!("B of the {file} file, GB/s"), bandwidth.iter().map(|b| b / 1e9), "");
+        }
         // What a pass needs of W: all but the table, of which it needs a row.
         let needed = self.shape.bytes() - self.shape.table_bytes();
-        let stored = [("paged", 1.0), ("paged_bf16", 0.5)];
-        for (name, share) in stored {
+        let stored = [("paged", 1.0, &wide), ("paged_bf16", 0.5, &half)];
+        for (name, share, bandwidth) in stored {
             // R is every frame but those for staging, whatever the pager says it keeps in them.
-            let limits = figures.of(name).iter().zip(figures.of("in_memory")).zip(&bandwidth);
+            let limits = figures.of(name).iter().zip(figures.of("in_memory")).zip(bandwidth);
             let shares = limits.map(|((paged, control), bandwidth)| {
                 let pager = paged.pager.unwrap_or_default();
                 let resident = pager.frames.saturating_sub(pager.staging).max(pager.resident);
@@ -472,8 +489,8 @@ impl Contest {
                 "",
             );
         }
-        for (name, share) in stored {
-            let reads = figures.of(name).iter().zip(&bandwidth);
+        for (name, share, bandwidth) in stored {
+            let reads = figures.of(name).iter().zip(bandwidth);
             let ratios: Vec<f64> =
                 reads.map(|(paged, bandwidth)| paged.first / (all * share / bandwidth)).collect();
             figures.ratio(

@@ -98,8 +98,6 @@ pub struct PagerFigures {
     pub frames: u64,
     /// Bytes of those that are for what passes through.
     pub staging: u64,
-    /// Bytes of frames that are there by now.
-    pub ready: u64,
     /// The most that the budget has accounted for.
     pub accounted: u64,
     /// Faults answered since the start.
@@ -199,10 +197,6 @@ impl Task {
             }
             let (faults, late) = (counted().faults - had.faults, counted().late - had.late);
             report.passes.push(Pass { seconds, read, cpu: cpu.all, paging_cpu: cpu.paging, faults, late });
-            // What counts is a pass with all memory there; a large budget's comes in beside the first ones.
-            while counted().ready < counted().frames {
-                std::thread::sleep(Duration::from_millis(5));
-            }
             logits.iter().for_each(|logit| hash.add(logit.to_bits()));
             report.logits = logits.into_iter().take(16).collect();
         }

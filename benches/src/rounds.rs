@@ -16,6 +16,12 @@ pub struct Contestant<'a> {
 }
 
 impl<'a> Contestant<'a> {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// A contestant whose `turn` says what counts of it.
     pub fn new(name: impl Into<String>, turn: impl FnMut() -> Result<Duration> + 'a) -> Self {
         Self { name: name.into(), turn: Box::new(turn) }

@@ -185,22 +185,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the rest of the frames present, one by one, until all of them are there.
-    pub(crate) fn grow(&self) {
-        loop {
-            let mut state = self.state();
-            let frame = if state.stopping { None } else { state.grow() };
-            drop(state);
-            let Some(frame) = frame else { return };
-            if let Err(error) = self.arena.populate(frame * self.unit, self.unit) {
-                // Whoever fills it will make it present, or say that it cannot be had.
-                tracing::warn!(%error, "cannot take memory for a frame ahead of its use");
-            }
-            self.state().put_back(frame);
-            self.work.notify_one();
-        }
-    }
-
     /// Fills units until stopped.
     pub(crate) fn load(&self, mut scratch: Scratch) {
         let mut state = self.state();

@@ -17,8 +17,6 @@ const WANTED_FRAMES: usize = 64;
 const MOST_LOADERS: usize = 4;
 /// What is read ahead once the order is known, beside the rest of the group in use.
 const AHEAD: usize = 32 << 20;
-/// Memory that loaders make present themselves before they recycle it: enough for what a first pass has in flight.
-const AT_ONCE: usize = 96 << 20;
 
 /// How memory is cut: a *unit* is what is read, moved and evicted at once, a *frame* is the memory of one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,30 +121,18 @@ impl Layout {
         if group == 0 { 1 } else { group }
     }
 
-    /// Frames that are used from the first fault on. Making memory present can take longer than reading what goes into it,
-    /// so the others come in one by one, made present beside the first passes; a small arena is not worth it.
-    pub(crate) fn at_once(&self) -> usize {
-        let enough = (AT_ONCE / self.unit).max(self.group() * 3 / 2 + FEWEST_FRAMES);
-        if self.frames > 2 * enough { enough } else { self.frames }
-    }
-
     /// Units that are kept free for what passes through, where `units` are used in a pass.
     pub(crate) fn staging(&self, units: usize) -> usize {
-        self.staging_of(self.frames, units)
-    }
-
-    /// The same while only so many frames are there.
-    pub(crate) fn staging_of(&self, frames: usize, units: usize) -> usize {
-        if units <= frames {
+        if units <= self.frames {
             return 0;
         }
-        let streamed = units - frames;
+        let streamed = units - self.frames;
         // Of the group in use only the streamed part passes through.
         let group = self.group().saturating_mul(streamed).div_ceil(units) + 1;
-        let ahead = (AHEAD / self.unit).min(frames / 8).max(2 * self.loaders);
+        let ahead = (AHEAD / self.unit).min(self.frames / 8).max(2 * self.loaders);
         // Where hardly anything can stay, what could is of more use to decode ahead.
-        let wide = if self.decoding.is_some() && units / 4 >= frames { frames * 2 / 3 } else { 0 };
-        (group + ahead).max(self.loaders + 6).max(wide).min(frames * 3 / 4)
+        let wide = if self.decoding.is_some() && units / 4 >= self.frames { self.frames * 2 / 3 } else { 0 };
+        (group + ahead).max(self.loaders + 6).max(wide).min(self.frames * 3 / 4)
     }
 }
 

@@ -127,11 +127,6 @@ impl PagedMemory {
             let engine = Arc::clone(&engine);
             owner.threads.push(spawn(format!("dd-page-load-{index}"), move || engine.load(scratch))?);
         }
-        let at_once = layout.at_once();
-        if at_once < layout.frames && engine.faults.moves() {
-            engine.state().grow_from(at_once);
-            owner.threads.push(spawn("dd-page-grow".to_owned(), move || engine.grow())?);
-        }
         Ok(Self { owner: Arc::new(owner) })
     }
 
@@ -247,7 +242,6 @@ impl PagedMemory {
             resident: bytes(resident),
             streamed: bytes(used - resident),
             staging: bytes(layout.staging(used)),
-            ready: bytes(state.ready()),
             packed: self.owner.packed,
             kept,
             predicted_seconds_per_pass: self.owner.tiers.map(|tiers| tiers.seconds),

@@ -125,10 +125,6 @@ pub(crate) struct State {
     clock: u64,
     window: usize,
     planned: bool,
-    /// Frames that are there: all of the layout's, but for those that are still to be made present.
-    ready: usize,
-    /// How many there were when residents were chosen.
-    planned_for: usize,
     pub(crate) stats: Stats,
     /// Sources that may have something to do ahead of time, as long as their ranges are there.
     pub(crate) idle: Vec<Weak<dyn Source>>,
@@ -151,8 +147,6 @@ impl State {
             clock: 0,
             window: FIRST_WINDOW,
             planned: false,
-            ready: layout.frames,
-            planned_for: 0,
             stats: Stats::default(),
             idle: Vec::new(),
             strays: HashMap::new(),
@@ -242,7 +236,7 @@ impl State {
 
     /// Learns from a touch.
     fn touched(&mut self, group: Group, sure: bool, ahead: bool) {
-        let most = self.layout.staging_of(self.ready, self.units.len()).max(FIRST_WINDOW);
+        let most = self.layout.staging(self.units.len()).max(FIRST_WINDOW);
         self.window = if ahead { (self.window * 2).min(most) } else { self.window };
         let (units, groups) = (&self.units, &self.groups);
         let mapped = |group: Group| {
@@ -309,7 +303,7 @@ impl State {
             return None; // Nobody has begun; a model may still be under construction.
         }
         let most = match self.order.is_learned() {
-            true => self.ready,
+            true => self.layout.frames,
             false => self.window,
         };
         let mut waiting = 0;
@@ -342,17 +336,11 @@ impl State {
             }
             return Some((frame, From::Free));
         }
-        if self.holders.len() < self.ready {
-            return Some((self.add_frame(), From::Fresh));
+        if self.holders.len() < self.layout.frames {
+            self.holders.push(None);
+            return Some((self.holders.len() - 1, From::Fresh));
         }
-        let victim = self.victim(distance);
-        let is_written = |unit: Unit| self.units.get(unit).is_some_and(Entry::is_writable);
-        // While there is memory that was never used, nothing has to be written anywhere, and nobody waits for want of it.
-        let keeps = victim.map_or(distance.is_none(), |(unit, _)| is_written(unit));
-        if keeps && let Some(frame) = self.grow() {
-            return Some((frame, From::Fresh));
-        }
-        let (victim, frame) = victim?;
+        let (victim, frame) = self.victim(distance)?;
         let entry = self.units.get_mut(victim)?;
         if matches!(entry.place, Place::Staged(_)) {
             entry.place = Place::Absent;
@@ -364,31 +352,9 @@ impl State {
         Some((frame, From::Evict(victim)))
     }
 
-    /// Lets frames come in one by one; [`grow`](Self::grow) gives each.
-    pub(crate) fn grow_from(&mut self, frames: usize) {
-        self.ready = frames.min(self.layout.frames);
-    }
-
-    /// A frame that was never used, to be made present by the caller; nothing once all of them are there.
-    pub(crate) fn grow(&mut self) -> Option<Frame> {
-        let more = self.ready < self.layout.frames;
-        self.ready += usize::from(more);
-        more.then(|| self.add_frame())
-    }
-
-    fn add_frame(&mut self) -> Frame {
-        self.holders.push(None);
-        self.holders.len() - 1
-    }
-
-    /// How many frames there are by now.
-    pub(crate) const fn ready(&self) -> usize {
-        self.ready
-    }
-
     /// The unit that is needed last. What was mapped a moment ago is spared: threads may be in the middle of it.
     fn victim(&self, distance: Option<usize>) -> Option<(Unit, Frame)> {
-        let recent = self.clock.saturating_sub(((self.threads * 4).min(self.ready / 3)) as u64);
+        let recent = self.clock.saturating_sub(((self.threads * 4).min(self.layout.frames / 3)) as u64);
         let current = self.order.current();
         let mut best: Option<(Rank, Unit, Frame)> = None;
         for (frame, unit) in self.holders.iter().enumerate() {
@@ -513,17 +479,13 @@ impl State {
         self.planned = false;
     }
 
-    /// Marks anew what stays, after the order, the units or the frames have changed.
+    /// Marks anew what stays, after the order or the units have changed.
     pub(crate) fn plan_if_needed(&mut self) {
-        // Each time moves residents about, so frames that come in one by one are a reason only now and then.
-        let grown = self.ready > self.planned_for
-            && (self.ready == self.layout.frames || self.ready >= self.planned_for * 3 / 2);
-        if std::mem::replace(&mut self.planned, true) && !grown {
+        if std::mem::replace(&mut self.planned, true) {
             return;
         }
-        self.planned_for = self.ready;
         let order: Vec<Unit> = self.used_units();
-        let (small, resident) = self.staying(self.ready, order.len(), self.small_units().count());
+        let (small, resident) = self.staying(order.len(), self.small_units().count());
         self.units.iter_mut().for_each(|entry| entry.resident = false);
         let smalls = self.units.iter_mut().filter(|entry| entry.is_small());
         smalls.take(small).for_each(|entry| entry.resident = true);
@@ -538,9 +500,10 @@ impl State {
         self.units.iter().filter(|entry| entry.is_small())
     }
 
-    /// How many of the `small` units and of the `used` others stay in so many frames.
-    fn staying(&self, frames: usize, used: usize, small: usize) -> (usize, usize) {
-        let staging = self.layout.staging_of(frames, used + small);
+    /// How many of the `small` units and of the `used` others stay.
+    fn staying(&self, used: usize, small: usize) -> (usize, usize) {
+        let frames = self.layout.frames;
+        let staging = self.layout.staging(used + small);
         let small = small.min(frames / 4);
         (small, if staging == 0 { used } else { frames.saturating_sub(staging + small).min(used) })
     }
@@ -552,10 +515,10 @@ impl State {
         units.filter(|unit| self.units.get(*unit).is_some_and(|entry| !entry.pieces.is_empty())).collect()
     }
 
-    /// Units that a pass uses, and those of them that stay once all frames are there.
+    /// Units that a pass uses, and those of them that stay.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let (used, all) = (self.used_units().len(), self.small_units().count());
-        let (small, resident) = self.staying(self.layout.frames, used, all);
+        let (small, resident) = self.staying(used, all);
         (used + all, resident + small)
     }
 }

@@ -46,9 +46,6 @@ pub struct Plan {
     pub streamed: Bytes,
     /// Frames for what passes through.
     pub staging: Bytes,
-    /// Frames that are there by now. The rest of a large budget is made present beside the first passes, in which less stays
-    /// than is planned: taking memory for the first time can be slower than reading what goes into it.
-    pub ready: Bytes,
     /// What all weights take where they are packed; zero where they are not.
     pub packed: Bytes,
     /// Memory for packed bytes that are kept once they were read.

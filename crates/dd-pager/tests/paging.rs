@@ -116,66 +116,6 @@ fn learns_the_order_and_then_reads_only_what_does_not_stay() {
     println!("{plan:?} {stats:?}");
 }
 
-/// Each page begins with its place.
-struct Numbered;
-
-impl Source for Numbered {
-    fn fill(&self, at: u64, out: &mut [u8], _: &mut Scratch) -> Result<()> {
-        for (page, place) in out.chunks_exact_mut(4096).zip((at..).step_by(4096)) {
-            page[..8].copy_from_slice(&place.to_le_bytes());
-        }
-        Ok(())
-    }
-}
-
-fn check_numbers(region: &Region) {
-    for (page, place) in data(region).chunks_exact(4096).zip((0u64..).step_by(4096)) {
-        assert_eq!(page[..8], place.to_le_bytes());
-    }
-}
-
-#[test]
-fn a_large_budget_comes_in_beside_the_first_passes() {
-    if !can_page() {
-        return;
-    }
-    let (limit, size, count) = (Bytes::mib(320), 20 << 20, 20);
-    let budget = Budget::new("memory", limit);
-    let ready = |paged: &PagedMemory| {
-        let plan = paged.plan();
-        (plan.ready, Bytes::of(plan.layout.frames * plan.layout.unit))
-    };
-    // Dropped at once, while its frames are still being made present.
-    drop(PagedMemory::new(&budget, options(400 << 20, limit, false)).unwrap());
-    assert_eq!(budget.usage().used, Bytes::ZERO);
-
-    let paged = PagedMemory::new(&budget, options(400 << 20, limit, false)).unwrap();
-    let regions: Vec<Region> =
-        (0..count).map(|_| paged.register("range", size, 0, Arc::new(Numbered)).unwrap()).collect();
-    let planned = paged.plan();
-    let mut passes = 0;
-    while passes < 4 || ready(&paged).0 < ready(&paged).1 {
-        regions.iter().for_each(check_numbers);
-        passes += 1;
-    }
-    (0..2).for_each(|_| regions.iter().for_each(check_numbers)); // What is planned to stay settles.
-    let before = paged.stats();
-    regions.iter().for_each(check_numbers);
-    let (after, plan) = (paged.stats(), paged.plan());
-    assert_eq!(plan.resident, planned.resident, "what is planned does not depend on how far it has come");
-    let unit = plan.layout.unit as u64;
-    // Read-ahead for the next pass counts to this one, or to the next.
-    let most = plan.streamed.0 / unit + plan.staging.0 / unit;
-    assert!(after.filled - before.filled <= most, "{before:?} {after:?} {plan:?}");
-    assert!(budget.usage().peak <= limit);
-
-    // Memory that can only be copied is not made present ahead.
-    drop((regions, paged));
-    let paged = PagedMemory::new(&budget, options(400 << 20, limit, true)).unwrap();
-    let (there, all) = ready(&paged);
-    assert_eq!(there, all);
-}
-
 #[test]
 fn reads_files_as_they_are_and_widened() {
     if !can_page() {
