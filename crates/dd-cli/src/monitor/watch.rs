@@ -35,7 +35,6 @@ pub struct Watch {
     past: VecDeque<(f64, f64)>,
     holders: Vec<Held>,
     looked_at_processes: Option<Duration>,
-    marked: usize,
 }
 
 /// What is shown of one moment.
@@ -99,7 +98,6 @@ impl Watch {
             past: VecDeque::new(),
             holders: Vec::new(),
             looked_at_processes: None,
-            marked: 0,
         })
     }
 
@@ -128,7 +126,7 @@ impl Watch {
             host.map(|host| host.used)
         };
         lock(&self.timeline).record(moment.at, point);
-        self.mark_crossings();
+        self.mark_crossings(moment.at);
         if self.past.len() >= PAST {
             self.past.pop_front();
         }
@@ -149,12 +147,12 @@ impl Watch {
             largest.into_iter().map(|it| (format!("{} {}", it.name, it.pid), it.resident)).collect();
     }
 
-    fn mark_crossings(&mut self) {
+    /// Marks what the reading of this moment passed.
+    fn mark_crossings(&self, now: Duration) {
         let crossings = self.monitor.crossings();
-        for crossing in crossings.iter().skip(self.marked) {
+        for crossing in crossings.iter().filter(|crossing| crossing.at == now) {
             lock(&self.timeline).mark(crossing.at, crossing.to_string());
         }
-        self.marked = crossings.len();
     }
 
     /// What was seen; it grows with every look.
