@@ -22,8 +22,7 @@ pub fn line(view: &View) -> String {
 #[must_use]
 pub fn share(tier: Tier, sample: &MemorySample) -> String {
     let MemorySample { total, used, available } = *sample;
-    let left =
-        if used + available == total { String::new() } else { format!(" {available} left,") };
+    let left = if used + available == total { String::new() } else { format!(" {available} left,") };
     format!("{tier} {used} of {total},{left} {:.0} %", sample.used_fraction() * 100.0)
 }
 

@@ -202,3 +202,37 @@ impl Watch {
 pub(super) fn lock(timeline: &Mutex<Timeline>) -> MutexGuard<'_, Timeline> {
     timeline.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use deep_dimensions::monitor::{Reading, TierReading};
+
+    use super::*;
+
+    /// A monitor remembers only the last crossings; a timeline has them all.
+    #[test]
+    fn every_crossing_is_marked() {
+        let mut full = false;
+        let source = move |reading: &mut Reading| {
+            full = !full;
+            let used = if full { Bytes(95) } else { Bytes(5) };
+            let total = Bytes(100);
+            let sample = MemorySample { total, used, available: total.saturating_sub(used) };
+            reading.tiers.push(TierReading { tier: Tier::Host, sample });
+            Ok(())
+        };
+        let monitor = MemoryMonitor::builder().source(source).build().unwrap();
+        Threshold::usual(Tier::Host).into_iter().for_each(|it| monitor.on_crossing(it, |_| {}));
+        let mut watch = Watch {
+            monitor,
+            process: None,
+            timeline: Arc::new(Mutex::new(Timeline::new("test"))),
+            interval: Duration::from_secs(1),
+            past: VecDeque::new(),
+            holders: Vec::new(),
+            looked_at_processes: None,
+        };
+        (0..600).for_each(|_| watch.look().unwrap());
+        assert_eq!(lock(&watch.timeline).marks().len(), 600);
+    }
+}
