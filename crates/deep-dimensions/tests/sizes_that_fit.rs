@@ -107,7 +107,7 @@ fn networks() -> Vec<(&'static str, [usize; 2], Step)> {
         ),
         (
             "attention",
-            [8, 8],
+            [4, 3],
             Box::new(move |batch| {
                 let [all, out] = attention.as_slice() else { panic!("two layers") };
                 let all = all.forward(&random(&[batch, 32, 64])?)?;
