@@ -11,7 +11,8 @@
 //!
 //! A turn is the fastest of [`BATCHES`] batches of [`SAMPLES`] samples, the one that other programs disturbed least; what
 //! is reported is the time of one sample. `psutil` runs in one child that measures itself, so that starting Python counts
-//! for nothing; where it is not installed, it takes no part, and that is said.
+//! for nothing; where the Python that `DD_BENCH_PEERS` names (`cargo xtask bench monitor --peers`), or else `python3`, does not
+//! have it, it takes no part, and that is said.
 //!
 //! How to read it: `process` is to be at most 2.5 µs and `full` at most 15 µs, with no allocation at all, which the counting
 //! allocator checks. What is above the bare reads is this project's own; the rest is the kernel's.
@@ -216,7 +217,7 @@ for line in sys.stdin:
 
 impl Psutil {
     fn start() -> Option<Self> {
-        let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let python = std::env::var_os("DD_BENCH_PEERS").unwrap_or_else(|| "python3".into());
         let mut command = Command::new(python);
         command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().ok()?;

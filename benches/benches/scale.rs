@@ -7,7 +7,7 @@
 //! | `nothing` | what fits as it is |
 //! | `any_cost` | linear through `ScalingStrategy::plan`, which knows the cost only by asking |
 //! | `estimate` | control: the wished sizes checked and multiplied |
-//! | `deep-dimensions 0.2.4` | the peer's calculation of the same, by the interpreter that `DD_BENCH_PYTHON` names; left out where that cannot import it |
+//! | `deep-dimensions 0.2.4` | the peer's calculation of the same, by the Python that `DD_BENCH_PEERS` names (`cargo xtask bench scale --peers`), or else `python3`; left out where that cannot import it |
 //!
 //! Then a million random wishes are scaled and what must hold for each is checked: the target, the bounds, the steps, that
 //! no dimension can grow.
@@ -114,7 +114,7 @@ struct Peer {
 impl Peer {
     /// Starts it; says why where it cannot be.
     fn start() -> Option<Self> {
-        let python = std::env::var_os("DD_BENCH_PYTHON").unwrap_or_else(|| "python3".into());
+        let python = std::env::var_os("DD_BENCH_PEERS").unwrap_or_else(|| "python3".into());
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/scale.py");
         let mut command = Command::new(&python);
         command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -17,7 +17,8 @@ pub(crate) struct Options {
     /// Copies criterion's estimates to docs/benchmarks/LABEL/; a date and a machine make a good label.
     #[arg(long, value_name = "LABEL", value_parser = plain_label)]
     save: Option<String>,
-    /// Compares with accelerate too, in a Python environment of 4 GB that is fetched on the first call.
+    /// Compares with Python packages too (paging, monitor, scale), in an environment that is fetched on the first call:
+    /// 4 GB, or 10 MB where only monitor and scale are named.
     #[arg(long)]
     peers: bool,
     /// Prints what a suite found as JSON too, after its table (paging).
@@ -31,7 +32,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     for name in &options.names {
         arguments.extend(["--bench", name]);
     }
-    let python = options.peers.then(|| peers::python(workspace)).transpose()?;
+    let python = options.peers.then(|| peers::python(workspace, &options.names)).transpose()?;
     let python = python.map(|python| python.into_os_string().into_string());
     let python = python.transpose().map_err(|path| format!("{} is not UTF-8", path.display()))?;
     let peers = python.as_deref().map(|python| ("DD_BENCH_PEERS", python));

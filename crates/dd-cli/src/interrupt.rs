@@ -5,10 +5,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// How the process ends after an interrupt.
+pub const CODE: i32 = 130;
+
 /// An interrupt was asked for: from then on how the process ends is the waiting thread's affair.
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// Once an interrupt or a termination is asked for: does `tidy`, then ends the process with exit code 130. To be
+/// Once an interrupt or a termination is asked for: does `tidy`, then ends the process with exit code 130 ([`CODE`]). To be
 /// called before other threads are started; processes that are started later are not affected.
 pub fn tidy_then_exit(tidy: impl FnOnce() + Send + 'static) {
     #[cfg(unix)]
@@ -20,7 +23,7 @@ pub fn tidy_then_exit(tidy: impl FnOnce() + Send + 'static) {
             if unsafe { libc::sigwait(&raw const signals, &raw mut signal) } == 0 {
                 ASKED.store(true, Ordering::SeqCst);
                 tidy();
-                std::process::exit(130);
+                std::process::exit(CODE);
             }
         };
         if let Err(error) =

@@ -1,6 +1,6 @@
 //! `deepdim monitor`: where memory stands, as it changes.
 //!
-//! On a terminal it is a dashboard; elsewhere (a pipe, a file, `--json`) a line per reading. What was seen can be kept as
+//! On a terminal it is a dashboard; elsewhere (a pipe, a file, `--json`, a terminal that can only print) a line per reading. What was seen can be kept as
 //! CSV and drawn. It watches one process with `--pid`, and the whole machine without.
 
 use std::io::{IsTerminal as _, Write as _};
@@ -78,15 +78,20 @@ pub fn monitor(args: &MonitorArgs, json: bool) -> Result<()> {
     check_plot(args)?;
     let mut watch = Watch::open(args).map_err(|error| refuse(args, error))?;
     let has_terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
-    let outcome = if has_terminal && !json && !args.plain {
-        dashboard::show(&mut watch, args)
-    } else {
-        keep_at_an_interrupt(&watch, args);
-        print_lines(&mut watch, args, json)
-    };
+    let kind = std::env::var_os("TERM");
+    let has_screen = has_terminal && can_draw(kind.as_deref());
+    let is_shown = has_screen && !json && !args.plain;
+    keep_at_an_interrupt(&watch, args, is_shown);
+    let outcome =
+        if is_shown { dashboard::show(&mut watch, args) } else { print_lines(&mut watch, args, json) };
     // What was seen is kept, whatever ended it.
     keep(&lock(&watch.timeline()), args)?;
     outcome
+}
+
+/// Whether a terminal of this kind can place text: one that does not say what it is, or says that it is dumb, cannot.
+fn can_draw(kind: Option<&std::ffi::OsStr>) -> bool {
+    cfg!(windows) || kind.is_some_and(|kind| !kind.is_empty() && kind != "dumb")
 }
 
 /// A name that cannot be drawn is refused before anything is watched.
@@ -130,16 +135,22 @@ fn print_lines(watch: &mut Watch, args: &MonitorArgs, json: bool) -> Result<()> 
     }
 }
 
-/// Lines without an end are ended by an interrupt, and what was seen is wanted then too.
-fn keep_at_an_interrupt(watch: &Watch, args: &MonitorArgs) {
-    if args.duration.is_some() || (args.csv.is_none() && args.plot.is_none()) {
+/// An interrupt, or being told to end, leaves the terminal as it was, and what was seen is kept then too.
+fn keep_at_an_interrupt(watch: &Watch, args: &MonitorArgs, is_shown: bool) {
+    if !is_shown && args.csv.is_none() && args.plot.is_none() {
         return;
     }
     let (timeline, args) = (watch.timeline(), args.clone());
     interrupt::tidy_then_exit(move || {
-        if let Err(error) = keep(&lock(&timeline), &args) {
+        let timeline = lock(&timeline); // Held to the end: nothing is drawn any more.
+        let kept = keep(&timeline, &args);
+        if is_shown {
+            ratatui::restore();
+        }
+        if let Err(error) = kept {
             tracing::error!(%error, "what was seen is lost");
         }
+        std::process::exit(interrupt::CODE);
     });
 }
 
@@ -188,6 +199,14 @@ mod tests {
         ];
         for (text, expected) in rows {
             assert_eq!(duration(text).ok(), expected.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn terminals_that_can_only_print() {
+        let rows = [(None, false), (Some(""), false), (Some("dumb"), false), (Some("xterm-256color"), true)];
+        for (kind, expected) in rows {
+            assert_eq!(can_draw(kind.map(std::ffi::OsStr::new)), expected || cfg!(windows), "{kind:?}");
         }
     }
 

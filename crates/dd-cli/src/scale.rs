@@ -91,8 +91,10 @@ fn available(device: Device) -> Result<Bytes> {
         .map_err(|error| CliError::input("--available", error, "give it: memory cannot be read here"))?;
     let nearest = || memory.tiers().first().copied().filter(|tier| matches!(tier, Tier::Device(_)));
     let tier = device.tier().or_else(nearest).unwrap_or(Tier::Host);
-    let (near, host) = (memory.sample(tier)?, memory.sample(Tier::Host)?);
-    Ok(near.available.min(host.available))
+    let no_figure =
+        |error| CliError::input(format!("--device {device}"), error, "see deepdim monitor for what is here");
+    let near = memory.sample(tier).map_err(no_figure)?;
+    Ok(near.available.min(memory.sample(Tier::Host)?.available))
 }
 
 /// What scaling refused, for the user.
@@ -163,6 +165,9 @@ mod tests {
         }
         let over = run(&["4", "--available", "1MiB", "--threshold", "0.95", "--margin", "0.1"]).unwrap_err();
         assert!(over.to_string().contains("memory_threshold + safety_margin"), "{over}");
+        let absent = run(&["4", "--device", "cuda:4000"]).unwrap_err();
+        assert!(absent.to_string().starts_with("--device cuda:4000: "), "{absent}");
+        assert_eq!(absent.exit_code(), 2, "{absent}");
         assert!(run(&["4"]).unwrap().available > Bytes::ZERO, "what this machine has");
     }
 }

@@ -22,10 +22,12 @@ use crate::error::Skipped;
 use crate::process::ProcessId;
 use crate::root::Root;
 
+mod alarm;
 mod events;
 mod level;
 mod locate;
 
+pub use alarm::{ArmedAlarm, CgroupAlarm, ReclaimLevel};
 pub(crate) use events::wait_on;
 pub use events::{CgroupEvents, EventCounter};
 

@@ -4,9 +4,9 @@
 //! mounted there. Where the system has no `statvfs`, the list of disks of `sysinfo` answers.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use dd_core::Bytes;
+use dd_core::{Bytes, MemorySample};
 use sysinfo::Disks;
 
 use crate::error::{Error, Result};
@@ -32,8 +32,8 @@ impl DiskSpace {
     pub fn of(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let found = existing(path);
-        sys::file_system_space(&found)
-            .or_else(|refused| by_mount_point(&found).ok_or(refused))
+        sys::file_system_space(found)
+            .or_else(|refused| by_mount_point(found).ok_or(refused))
             .map_err(|source| Error::DiskUnknown { path: path.to_owned(), source })
     }
 
@@ -42,16 +42,24 @@ impl DiskSpace {
     pub const fn used(&self) -> Bytes {
         self.total.saturating_sub(self.free)
     }
+
+    /// The disk as this user has it: what is taken, what may still be taken, and the sum of both. What is set aside for
+    /// the administrator is in none of them, so that the shares are those of `df`.
+    #[must_use]
+    pub const fn sample(&self) -> MemorySample {
+        let (used, available) = (self.used(), self.available);
+        MemorySample { total: Bytes(used.0.saturating_add(available.0)), used, available }
+    }
 }
 
 /// The nearest of a path and its ancestors that exists; the working folder where none does.
-fn existing(path: &Path) -> PathBuf {
+fn existing(path: &Path) -> &Path {
     let exists = |folder: &&Path| match folder.symlink_metadata() {
         Ok(_) => true,
         Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
     };
     let named = path.ancestors().filter(|folder| !folder.as_os_str().is_empty());
-    named.into_iter().find(exists).map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+    named.into_iter().find(exists).unwrap_or(Path::new("."))
 }
 
 /// The disk with the longest mount point that leads to `path`.
@@ -84,6 +92,42 @@ mod tests {
         let space = DiskSpace::of(std::env::temp_dir().join("not/made/yet")).unwrap();
         assert!(space.total > Bytes::ZERO && space.available <= space.free && space.free <= space.total);
         assert_eq!(space.used() + space.free, space.total);
+    }
+
+    #[test]
+    fn shares_are_those_of_df() {
+        let space = |total, free, available| DiskSpace {
+            total: Bytes(total),
+            free: Bytes(free),
+            available: Bytes(available),
+        };
+        // Total, used and the share in percent: an empty disk with five percent set aside is empty, a full one full.
+        let rows = [
+            (space(1000, 1000, 950), (950, 0, 0.0)),
+            (space(1000, 430, 380), (950, 570, 60.0)),
+            (space(1000, 50, 0), (950, 950, 100.0)),
+            (space(1000, 0, 0), (1000, 1000, 100.0)),
+            (space(0, 0, 0), (0, 0, 0.0)),
+        ];
+        for (space, (total, used, percent)) in rows {
+            let sample = space.sample();
+            assert_eq!((sample.total, sample.used), (Bytes(total), Bytes(used)), "{space:?}");
+            assert_eq!(sample.used + sample.available, sample.total, "{space:?}");
+            assert!((sample.used_fraction() * 100.0 - percent).abs() < 1e-9, "{space:?}: {sample:?}");
+        }
+    }
+
+    #[test]
+    fn long_paths_are_asked_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let long = ["x".repeat(200), "y".repeat(200), "z".repeat(200)]
+            .iter()
+            .fold(folder.path().to_path_buf(), |path, name| path.join(name));
+        std::fs::create_dir_all(&long).unwrap();
+        assert!(long.as_os_str().len() > 512);
+        assert_eq!(DiskSpace::of(&long).unwrap().total, DiskSpace::of(folder.path()).unwrap().total);
+        let error = DiskSpace::of(long.join("a\0b")).unwrap_err();
+        assert!(matches!(error, Error::DiskUnknown { .. }), "{error}");
     }
 
     #[test]

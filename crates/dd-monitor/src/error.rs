@@ -89,6 +89,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// An alarm of a v1 group that the kernel refused.
+    #[error("cannot arm {alarm:?} through {}: {source}; read the figures again and again instead", path.display())]
+    AlarmRefused {
+        /// What was to be told.
+        alarm: crate::cgroup::CgroupAlarm,
+        /// The file, or where a group was looked for.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A provider of memory figures that failed.
     #[error("cannot read {tier}: {source}")]
     Provider {

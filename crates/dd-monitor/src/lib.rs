@@ -8,7 +8,7 @@
 //! |---|---|
 //! | [`root`] | [`Root`]: the folder that counts as `/` |
 //! | [`host`] | [`HostMemory`] and [`HostSampler`]: the machine's memory and swap |
-//! | [`cgroup`] | [`CgroupMemory`]: the limits of cgroup v1 and v2, over all ancestors |
+//! | [`cgroup`] | [`CgroupMemory`]: the limits of cgroup v1 and v2, over all ancestors; [`EventCounter`] and [`CgroupAlarm`]: being told of them |
 //! | [`process`] | [`ProcessSampler`]: resident, peak and virtual size, bytes read and written |
 //! | [`holders`] | [`largest_processes`]: who holds the machine's memory |
 //! | [`disk`] | [`DiskSpace`]: the file system that a path is on |
@@ -70,8 +70,8 @@ pub mod timeline;
 
 pub use allocator::{CountingAllocator, HeapTag};
 pub use cgroup::{
-    CgroupEvents, CgroupFigures, CgroupLevel, CgroupMemory, CgroupReport, CgroupSample, CgroupVersion,
-    EventCounter,
+    CgroupAlarm, CgroupEvents, CgroupFigures, CgroupLevel, CgroupMemory, CgroupReport, CgroupSample,
+    CgroupVersion, EventCounter, ReclaimLevel,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use disk::DiskSpace;

@@ -45,8 +45,16 @@ pub struct Stall {
     pub minute_fraction: f64,
     /// Over the last five minutes.
     pub five_minutes_fraction: f64,
-    /// Since the start, all together.
+    /// Since the start, all together; in seconds where it is serialised.
+    #[serde(serialize_with = "crate::seconds", deserialize_with = "from_seconds")]
     pub total: Duration,
+}
+
+fn from_seconds<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Duration, D::Error> {
+    let seconds = <f64 as serde::Deserialize>::deserialize(deserializer)?;
+    Duration::try_from_secs_f64(seconds).map_err(serde::de::Error::custom)
 }
 
 impl Stall {
@@ -287,6 +295,15 @@ mod tests {
             let found = MemoryPressure::parse(text.as_bytes()).map(|it| (it.some, it.full));
             assert_eq!(found, expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn times_are_written_as_seconds() {
+        let stall = Stall { total: Duration::from_millis(2500), ..Stall::default() };
+        let text = serde_json::to_string(&MemoryPressure { some: stall, full: Stall::default() }).unwrap();
+        assert!(text.contains("\"total\":2.5"), "{text}");
+        assert_eq!(serde_json::from_str::<MemoryPressure>(&text).unwrap().some, stall);
+        assert!(serde_json::from_str::<MemoryPressure>(&text.replace("2.5", "-1.0")).is_err());
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub(crate) fn refill(source: &mut dyn Source, reading: &mut Reading) -> Result<(
 }
 
 /// Reads this machine: all tiers, a process, pressure and container events. Files stay open; once the list of tiers has
-/// room, a reading allocates for the disk alone, whose file system is asked for by its path.
+/// room, a reading allocates nothing of its own (what the driver of a GPU does is its own affair).
 #[derive(Debug)]
 pub struct SystemSource {
     memory: SystemMemory,

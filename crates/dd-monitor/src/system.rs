@@ -103,8 +103,7 @@ impl SystemMemory {
     }
 
     fn sample_disk(&self) -> Result<MemorySample> {
-        let space = DiskSpace::of(&self.disk)?;
-        Ok(MemorySample { total: space.total, used: space.used(), available: space.available })
+        Ok(DiskSpace::of(&self.disk)?.sample())
     }
 }
 

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -16,8 +17,11 @@ use dd_monitor::{CgroupMemory, CgroupVersion, Error, EventCounter, HostMemory, P
 
 #[path = "support/nested_trees.rs"]
 mod nested;
+#[path = "support/swap_trees.rs"]
+mod swapped;
 
 use nested::{edge_rows, nested_rows, nested_v1_rows};
+use swapped::{check_swap, swap_v1_rows, swap_v2_rows};
 
 const MIB: u64 = 1 << 20;
 
@@ -124,15 +128,19 @@ fn build_group(root: &Path, group: &Group) {
     }
 }
 
+/// Builds the tree of a row.
+fn build(root: &Path, row: &Row) {
+    write(root, "proc/meminfo", MEMINFO);
+    write(root, "proc/self/cgroup", row.membership);
+    write(root, "proc/self/mountinfo", row.mounts);
+    row.groups.iter().for_each(|group| build_group(root, group));
+}
+
 /// Builds the tree of a row, reads it, and compares. The kept-open sample must say the same as the report.
 fn check(row: &Row) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
-    write(path, "proc/meminfo", MEMINFO);
-    write(path, "proc/self/cgroup", row.membership);
-    write(path, "proc/self/mountinfo", row.mounts);
-    row.groups.iter().for_each(|group| build_group(path, group));
-
+    build(path, row);
     let root = Root::new(path);
     let cgroup = CgroupMemory::open(&root);
     let report = cgroup.report();
@@ -544,98 +552,9 @@ fn a_limit_that_changes_is_seen_by_the_next_sample() {
     }
 }
 
-/// A v2 group's swap files: limit, and usage in MiB.
-fn swap(root: &Path, folder: &str, limit: &str, usage: u64) {
-    write(root, &format!("{folder}/memory.swap.max"), &format!("{limit}\n"));
-    write(root, &format!("{folder}/memory.swap.current"), &format!("{}\n", usage * MIB));
-}
-
-/// A v1 group's files for memory and swap together.
-fn memsw(root: &Path, folder: &str, limit: &str, usage: u64) {
-    write(root, &format!("{folder}/memory.memsw.limit_in_bytes"), &format!("{limit}\n"));
-    write(root, &format!("{folder}/memory.memsw.usage_in_bytes"), &format!("{}\n", usage * MIB));
-}
-
-/// What a swap row must find, in MiB: the least limit, and what the own group has swapped out.
-type SwapExpected = (Option<u64>, Option<u64>);
-
-/// Builds a tree, and compares what it says of swap; the limits of memory stay what they are without.
-fn check_swap(row: &Row, files: impl Fn(&Path), expected: SwapExpected, skipped: usize) {
-    check(row);
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    write(path, "proc/self/cgroup", row.membership);
-    write(path, "proc/self/mountinfo", row.mounts);
-    row.groups.iter().for_each(|group| build_group(path, group));
-    files(path);
-    let cgroup = CgroupMemory::open(&Root::new(path));
-    let report = cgroup.report();
-    let mib = |bytes: Option<Bytes>| bytes.map(|bytes| bytes.0 / MIB);
-    let used = report.levels.first().and_then(|level| level.figures.swap_used);
-    assert_eq!((mib(report.swap_limit()), mib(used)), expected, "{}: {report:#?}", row.name);
-    assert_eq!(report.skipped.len(), skipped, "{}: {report:#?}", row.name);
-    assert_eq!(cgroup.sample(), report.summary(), "{}", row.name);
-}
-
 #[test]
-fn swap_limits_of_v2() {
-    let app = "sys/fs/cgroup/app";
-    let group = || V2("sys/fs/cgroup/app", "209715200", "max", 80, 30);
-    let of = |name| row(name, "0::/app\n", V2_MOUNT, vec![group()], v2(1, Some(200), (200, 50, 150)));
-    let rows: [(&'static str, &str, u64, SwapExpected, usize); 6] = [
-        ("v2: a swap limit", "104857600", 10, (Some(100), Some(10)), 0),
-        ("v2: swap switched off", "0", 0, (Some(0), Some(0)), 0),
-        ("v2: swap without a limit", "max", 7, (None, Some(7)), 0),
-        ("v2: more swapped out than is now allowed", "1048576", 9, (Some(1), Some(9)), 0),
-        ("v2: a swap limit above all swap", "1125899906842624", 0, (Some(1 << 30), Some(0)), 0),
-        ("v2: garbage for a swap limit", "lots", 3, (None, Some(3)), 1),
-    ];
-    for (name, limit, usage, expected, skipped) in rows {
-        check_swap(&of(name), |root| swap(root, app, limit, usage), expected, skipped);
-    }
-    check_swap(&of("v2: a kernel without swap accounting"), |_| {}, (None, None), 0);
-    let nested = row(
-        "v2: the smaller swap limit is at the parent",
-        "0::/a/b\n",
-        V2_MOUNT,
-        vec![V2("sys/fs/cgroup/a", "max", "max", 40, 0), V2("sys/fs/cgroup/a/b", "209715200", "max", 50, 0)],
-        v2(2, Some(200), (200, 50, 150)),
-    );
-    let files = |root: &Path| {
-        swap(root, "sys/fs/cgroup/a", "52428800", 20);
-        swap(root, "sys/fs/cgroup/a/b", "104857600", 10);
-    };
-    check_swap(&nested, files, (Some(50), Some(10)), 0);
-}
-
-#[test]
-fn swap_limits_of_v1() {
-    let app = "sys/fs/cgroup/memory/app";
-    let of = |name, limit, expected| {
-        let groups = vec![
-            V1("sys/fs/cgroup/memory/app", limit, 80, 30, limit),
-            V1("sys/fs/cgroup/memory", NO_LIMIT, 900, 0, NO_LIMIT),
-        ];
-        row(name, "4:memory:/app\n", V1_MOUNT, groups, expected)
-    };
-    let limited = || v1(2, Some(200), (200, 50, 150));
-    let rows: [(&'static str, &'static str, Expected, &str, u64, SwapExpected); 5] = [
-        ("v1: memory and swap together", "209715200", limited(), "314572800", 95, (Some(100), Some(15))),
-        ("v1: no room for swap", "209715200", limited(), "209715200", 80, (Some(0), Some(0))),
-        (
-            "v1: memory is limited, both together are not",
-            "209715200",
-            limited(),
-            NO_LIMIT,
-            90,
-            (None, Some(10)),
-        ),
-        ("v1: neither is limited", NO_LIMIT, v1(2, None, HOST), NO_LIMIT, 80, (None, Some(0))),
-        ("v1: the sum lags behind its part", "209715200", limited(), "314572800", 79, (Some(100), Some(0))),
-    ];
-    for (name, limit, expected, both, usage, swapped) in rows {
-        check_swap(&of(name, limit, expected), |root| memsw(root, app, both, usage), swapped, 0);
-    }
+fn swap_limits() {
+    swap_v2_rows().iter().chain(&swap_v1_rows()).for_each(check_swap);
 }
 
 #[test]
@@ -643,13 +562,49 @@ fn nested_groups_and_edges() {
     nested_rows().iter().chain(&edge_rows()).chain(&nested_v1_rows()).for_each(check);
 }
 
-/// The rows of all tables together, the swap tables' included.
+/// Every path below a folder, with its text; a folder has none.
+fn fingerprint(root: &Path) -> Vec<(String, Option<String>)> {
+    let (mut found, mut folders) = (Vec::new(), vec![root.to_path_buf()]);
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text =
+                path.is_file().then(|| String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned());
+            if text.is_none() {
+                folders.push(path.clone());
+            }
+            found.push((path.strip_prefix(root).unwrap().display().to_string(), text));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The trees of all tables together: each is built, and no two are the same or have the same name.
 #[test]
 fn the_matrix_is_as_large_as_promised() {
+    let built = |build: &dyn Fn(&Path)| {
+        let folder = tempfile::tempdir().unwrap();
+        build(folder.path());
+        fingerprint(folder.path())
+    };
     let tables =
         [v2_rows(), namespace_rows(), v1_rows(), fault_rows(), nested_rows(), edge_rows(), nested_v1_rows()];
-    let count: usize = tables.iter().map(Vec::len).sum();
-    assert!(count + 13 >= 60, "{count} rows and 13 with swap");
+    let mut trees: HashMap<_, &'static str> = HashMap::new();
+    let mut names = HashSet::new();
+    let mut add = |name: &'static str, tree| {
+        assert!(names.insert(name), "two rows are called {name:?}");
+        let same = trees.insert(tree, name);
+        assert_eq!(same, None, "{name:?} is the same tree");
+    };
+    for row in tables.iter().flatten() {
+        add(row.name, built(&|root| build(root, row)));
+    }
+    for row in swap_v2_rows().iter().chain(&swap_v1_rows()) {
+        add(row.row.name, built(&|root| row.build(root)));
+    }
+    println!("{} trees, all of them different", trees.len());
+    assert!(trees.len() >= 60, "{} trees", trees.len());
 }
 
 #[test]
@@ -698,12 +653,13 @@ fn events_are_counted_in_both_generations() {
             &[
                 V1("sys/fs/cgroup/memory/a", NO_LIMIT, 1, 0, NO_LIMIT),
                 File("sys/fs/cgroup/memory/a/memory.failcnt", Some("7\n")),
+                File("sys/fs/cgroup/memory/a/memory.memsw.failcnt", Some("2\n")),
                 File(
                     "sys/fs/cgroup/memory/a/memory.oom_control",
                     Some("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
                 ),
             ],
-            Some((7, 2)),
+            Some((9, 2)),
         ),
         ("4:memory:/a\n", V1_MOUNT, &[V1("sys/fs/cgroup/memory/a", NO_LIMIT, 1, 0, NO_LIMIT)], None),
         ("", "", &[], None),

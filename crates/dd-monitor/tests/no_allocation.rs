@@ -8,8 +8,8 @@ use std::cell::Cell;
 
 use dd_core::{Bytes, MemoryProvider, Tier};
 use dd_monitor::{
-    CgroupMemory, EventCounter, FullSampler, Gpus, HostSampler, PressureSampler, ProcessSampler, Root,
-    SystemMemory,
+    CgroupMemory, DiskSpace, EventCounter, FullSampler, Gpus, HostSampler, MemoryMonitor, PressureSampler,
+    ProcessId, ProcessSampler, Root, SystemMemory, SystemSource, Threshold,
 };
 
 thread_local! {
@@ -49,8 +49,10 @@ fn samples_allocate_nothing() {
     let cgroup = CgroupMemory::open(&root);
     let full = FullSampler::own().unwrap();
     let (pressure, events) = (PressureSampler::open(&root), EventCounter::open(&cgroup));
-    let system = SystemMemory::open_at(root, Gpus::absent("not asked"), "/").unwrap();
-    let rows: [(&str, u64); 8] = [
+    let folder = std::env::temp_dir().join("not/made/yet");
+    let system = SystemMemory::open_at(root.clone(), Gpus::absent("not asked"), &folder).unwrap();
+    let nearest = PressureSampler::open_nearest(&root, &cgroup);
+    let rows: [(&str, u64); 12] = [
         ("process", allocations(|| assert!(process.sample().is_ok()))),
         ("process with peak", allocations(|| assert!(process.sample_with_peak().is_ok()))),
         ("host", allocations(|| assert!(host.sample().is_ok()))),
@@ -66,10 +68,34 @@ fn samples_allocate_nothing() {
             "events",
             allocations(|| assert!(events.as_ref().is_ok_and(|it| it.sample().is_ok()) || events.is_err())),
         ),
+        ("process's parts", allocations(|| assert!(process.parts().is_ok()))),
+        (
+            "nearest pressure",
+            allocations(|| assert!(nearest.as_ref().is_ok_and(|it| it.sample().is_ok()) || nearest.is_err())),
+        ),
+        ("disk", allocations(|| assert!(DiskSpace::of(&folder).is_ok()))),
+        ("disk tier", allocations(|| assert!(system.sample(Tier::Disk).is_ok()))),
         ("host tier", allocations(|| assert!(system.sample(Tier::Host).is_ok()))),
     ];
     for (name, count) in rows {
         assert_eq!(count, 0, "{name}");
     }
+    a_monitor_allocates_nothing();
     assert!(allocations(|| drop(std::hint::black_box(Box::new(1)))) >= 10, "the counter does not count");
+}
+
+/// Once its history is full, a monitor with its thresholds goes on in the room that it has.
+fn a_monitor_allocates_nothing() {
+    let root = Root::default();
+    let source =
+        SystemSource::open_at(root, Gpus::absent("not asked"), std::env::temp_dir(), ProcessId::Own).unwrap();
+    let monitor = MemoryMonitor::builder().source(source).history(4).build().unwrap();
+    for threshold in [Tier::Host, Tier::Disk].into_iter().flat_map(Threshold::usual) {
+        monitor.on_crossing(threshold, |_| {});
+    }
+    // A crossing is kept, which takes room; after the first few readings there is none unless memory moves by tenths.
+    (0..8).for_each(|_| monitor.tick().unwrap());
+    let crossed = monitor.crossings().len();
+    let count = allocations(|| monitor.tick().unwrap());
+    assert!(count == 0 || monitor.crossings().len() > crossed, "a monitor's reading: {count}");
 }

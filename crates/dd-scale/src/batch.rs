@@ -330,11 +330,12 @@ impl Search {
         batch / self.options.step * self.options.step
     }
 
-    /// A second small batch: an eighth of the way to where the first figure alone would reach the limit.
+    /// A second batch: half of the way to where the first figure alone would reach the limit. A step that is affine fits
+    /// there, whatever its constant; and a line through points that are far apart is hardly bent by what libraries round up.
     fn probe(&self, first: usize, peak: Bytes) -> usize {
         let reach = first as u128 * u128::from(self.limit.0) / u128::from(peak.0.max(1));
         let reach = usize::try_from(reach).unwrap_or(usize::MAX).min(self.max);
-        let gap = self.on_grid((reach - reach.min(first)) / 8).max(self.options.step);
+        let gap = self.on_grid((reach - reach.min(first)) / 2).max(self.options.step);
         first.saturating_add(gap)
     }
 

@@ -2,7 +2,8 @@
 //!
 //! What counts as available is the least of all figures: what the backend says of its tier, what every provider says of
 //! that tier and of host memory (a tensor on a device is filled, moved and saved through the host), and what the shared
-//! budget leaves. A provider reports a container's limit as host memory.
+//! budget leaves. A provider reports a container's limit as host memory. Where none of them knows a figure, that is an
+//! error: everything would fit.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -123,7 +124,8 @@ impl<B: Backend> AutoScaler<B> {
     /// Where memory stands now.
     ///
     /// # Errors
-    /// What the backend or a provider says.
+    /// What the backend or a provider says; [`Error::Setting`] where nothing bounds memory: a library that uses the host's
+    /// own memory knows no figure of it, so a provider or a budget must.
     pub fn memory_info(&self) -> Result<MemoryInfo> {
         let own = self.backend.memory(self.tier)?;
         let mut figures =
@@ -141,6 +143,11 @@ impl<B: Backend> AutoScaler<B> {
             figures.push(Figure { source: format!("budget {:?}", budget.name()), tier: self.tier, sample });
         }
         let available = figures.iter().map(|figure| figure.sample.available).min().unwrap_or(Bytes::ZERO);
+        if available == Bytes::MAX {
+            let reason =
+                format!("{} tells no figure of {}; add a provider or a budget", self.framework(), self.tier);
+            return Err(Error::setting("available memory", "unbounded", reason));
+        }
         Ok(MemoryInfo { tier: self.tier, figures, available, target: self.config().target(available) })
     }
 

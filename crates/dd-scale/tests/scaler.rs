@@ -268,6 +268,23 @@ fn the_least_of_all_figures_is_available() {
 }
 
 #[test]
+fn memory_without_any_bound_is_refused() {
+    let unbounded = || host(Bytes::MAX);
+    let scaler = || AutoScaler::new(unbounded(), whole().build().unwrap()).unwrap();
+    let errors = [
+        scaler().memory_info().map(drop).unwrap_err(),
+        scaler().can_fit(&[1 << 40], DType::U8).map(drop).unwrap_err(),
+        scaler().create_scaled_tensor(&[4], DType::U8, 0.0).map(drop).unwrap_err(),
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.starts_with("available memory is unbounded: host tells no figure of host"), "{text}");
+    }
+    let bounded = scaler().with_budget(Budget::new("job", Bytes(10)));
+    assert_eq!(bounded.scale_dimensions(&[1 << 40], DType::U8).unwrap(), [10]);
+}
+
+#[test]
 fn a_backend_that_is_not_there_is_refused() {
     let new = |config: ScalingConfigBuilder| AutoScaler::new(host(Bytes(100)), config.build().unwrap());
     let rows = [

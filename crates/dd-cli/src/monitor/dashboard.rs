@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use deep_dimensions::core::{Bytes, MemorySample, Tier};
+use deep_dimensions::monitor::pressure::Stall;
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -17,6 +18,10 @@ use crate::monitor::MonitorArgs;
 use crate::monitor::lines::share;
 use crate::monitor::watch::{View, Watch};
 
+/// What a figure such as `1023.99 MiB` takes, with the blanks beside it.
+const FIGURE: u16 = 14;
+/// A screen of fewer rows shows fewer holders, for the sake of the history.
+const LOW: u16 = 30;
 /// From these shares on a bar is yellow, or red.
 const SHARES: (f64, f64) = (0.85, 0.95);
 
@@ -75,11 +80,12 @@ fn ends(event: &Event) -> bool {
 /// Draws a moment.
 pub fn draw(frame: &mut Frame<'_>, view: &View) {
     let tiers = u16::try_from(view.tiers.len()).unwrap_or(8).min(10);
+    let lists = if frame.area().height < LOW { 8 } else { 11 };
     let rows = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(tiers + 2),
         Constraint::Min(6),
-        Constraint::Length(11),
+        Constraint::Length(lists),
     ]);
     let [title, bars, history, bottom] = rows.areas(frame.area());
     let [left, right] = Layout::horizontal([Constraint::Percentage(45), Constraint::Min(20)]).areas(bottom);
@@ -144,41 +150,50 @@ fn draw_history(frame: &mut Frame<'_>, view: &View, area: Rect) {
 
 fn draw_holders(frame: &mut Frame<'_>, view: &View, area: Rect) {
     let most = view.holders.first().map_or(Bytes::ZERO, |(_, bytes)| *bytes);
-    let width = area.width.saturating_sub(38).clamp(4, 40);
+    // The names take what they need, the bars the rest: at least a few blocks.
+    let inner = area.width.saturating_sub(2);
+    let bar_width = inner.saturating_sub(20 + FIGURE).clamp(5, 40);
+    let name_width = usize::from(inner.saturating_sub(FIGURE + bar_width).min(20));
     let row = |(name, bytes): &(String, Bytes)| {
-        let name: String = name.chars().take(20).collect();
-        let held = Span::raw(format!("{name:<20}{:>13} ", bytes.to_string()));
-        Line::from(vec![
-            held,
-            Span::styled(bar(bytes.fraction_of(most), width), Style::new().fg(Color::Blue)),
-        ])
+        let name: String = name.chars().take(name_width).collect();
+        let held = Span::raw(format!("{name:<name_width$}{:>13} ", bytes.to_string()));
+        let bar = bar(bytes.fraction_of(most), bar_width);
+        Line::from(vec![held, Span::styled(bar, Style::new().fg(Color::Blue))])
     };
     let rows: Vec<Line<'_>> = view.holders.iter().map(row).collect();
     frame.render_widget(Paragraph::new(rows).block(Block::bordered().title(" holders ")), area);
 }
 
 fn draw_news(frame: &mut Frame<'_>, view: &View, area: Rect) {
-    let percent = |fraction: f64| format!("{:.1} %", fraction * 100.0);
-    let waited = view.pressure.map_or_else(
-        || "this kernel tells no pressure".to_owned(),
-        |(some, full)| {
-            let of = |stall: deep_dimensions::monitor::pressure::Stall| {
-                let shares = [stall.ten_seconds_fraction, stall.minute_fraction, stall.five_minutes_fraction];
-                shares.map(percent).join(" · ")
-            };
-            format!("waiting for memory, over 10 s · 1 min · 5 min: some {}, all {}", of(some), of(full))
-        },
-    );
     let advice = view.recommendations.iter().take(4).map(|text| Line::styled(text.clone(), Color::Yellow));
     let crossings = view.crossings.iter().rev().take(4).map(|text| Line::raw(text.clone()));
-    let rows: Vec<Line<'_>> = [Line::raw(waited)].into_iter().chain(advice).chain(crossings).collect();
+    let rows: Vec<Line<'_>> = waited(view).into_iter().chain(advice).chain(crossings).collect();
     let news = Paragraph::new(rows).wrap(Wrap { trim: true });
     frame.render_widget(news.block(Block::bordered().title(" pressure and advice ")), area);
 }
 
+/// How long tasks waited for memory, as a table of shares of the time.
+fn waited(view: &View) -> Vec<Line<'static>> {
+    let Some((some, full)) = view.pressure else {
+        return vec![Line::raw("this kernel tells no pressure")];
+    };
+    let row = |name: &str, figures: [String; 3]| {
+        let [ten, minute, five] = figures;
+        Line::raw(format!("{name:<15}{ten:>8}{minute:>8}{five:>8}"))
+    };
+    let shares = |stall: Stall| {
+        let shares = [stall.ten_seconds_fraction, stall.minute_fraction, stall.five_minutes_fraction];
+        shares.map(|share| format!("{:.1} %", share * 100.0))
+    };
+    vec![
+        row("waiting, over", ["10 s", "1 min", "5 min"].map(str::to_owned)),
+        row("some tasks", shares(some)),
+        row("all tasks", shares(full)),
+    ]
+}
+
 #[cfg(test)]
 mod tests {
-    use deep_dimensions::monitor::pressure::Stall;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::crossterm::event::KeyEvent;
@@ -225,13 +240,42 @@ mod tests {
             "59 s ago",
             "anonymous",
             "80.00 MiB",
-            "some 25.0 %",
+            "waiting, over      10 s   1 min   5 min",
+            "some tasks       25.0 %   0.0 %   0.0 %",
             "warning: device:0 is 90 % full",
             "offload: device:0 rose",
         ];
         for text in texts {
             assert!(screen.contains(text), "{text} is not on\n{screen}");
         }
+    }
+
+    /// On the smallest usual screen every part still says something: bars beside names and figures, and no line is cut.
+    #[test]
+    fn a_small_screen_shows_it_all() {
+        let mut crowded = view();
+        crowded.tiers.truncate(2);
+        crowded.holders =
+            (0..8).map(|n| (format!("a-very-long-name-of-{n}"), Bytes::mib(1000 - n))).collect();
+        let screen = drawn(&crowded, 80, 24);
+        let texts = [
+            "device:0 9.00 GiB of 10.00 GiB, 90 %",
+            "a-very-long-nam  1000.00 MiB █████",
+            "some tasks       25.0 %",
+            "offload: device:0 rose to 90.0 %",
+            "59 s ago",
+        ];
+        for text in texts {
+            assert!(screen.contains(text), "{text} is not on\n{screen}");
+        }
+        assert!(
+            screen
+                .lines()
+                .filter(|line| line.contains('⠤') || line.contains('⣀') || line.contains('⠉'))
+                .count()
+                > 2,
+            "{screen}"
+        );
     }
 
     #[test]

@@ -17,10 +17,13 @@ pub fn line(view: &View) -> String {
     parts.collect::<Vec<_>>().join("  ")
 }
 
-/// `host 3.20 GiB of 8.00 GiB, 40 %`.
+/// `host 3.20 GiB of 8.00 GiB, 40 %`. The share is of what is not available; where that is more than what is used (what a
+/// container may have and the machine has not), what is left is named too.
 #[must_use]
 pub fn share(tier: Tier, sample: &MemorySample) -> String {
-    format!("{tier} {} of {}, {:.0} %", sample.used, sample.total, sample.used_fraction() * 100.0)
+    let MemorySample { total, used, available } = *sample;
+    let left = if used + available == total { String::new() } else { format!(" {available} left,") };
+    format!("{tier} {used} of {total},{left} {:.0} %", sample.used_fraction() * 100.0)
 }
 
 #[cfg(test)]
@@ -31,6 +34,19 @@ mod tests {
     use deep_dimensions::monitor::pressure::Stall;
 
     use super::*;
+
+    #[test]
+    fn a_share_fits_the_figures_beside_it() {
+        let rows = [
+            ((8, 2, 6), "disk 2.00 GiB of 8.00 GiB, 25 %"),
+            ((8, 2, 4), "disk 2.00 GiB of 8.00 GiB, 4.00 GiB left, 50 %"),
+            ((8, 9, 0), "disk 9.00 GiB of 8.00 GiB, 0 B left, 100 %"),
+        ];
+        for ((total, used, available), expected) in rows {
+            let [total, used, available] = [total, used, available].map(Bytes::gib);
+            assert_eq!(share(Tier::Disk, &MemorySample { total, used, available }), expected);
+        }
+    }
 
     #[test]
     fn a_line_has_what_there_is() {

@@ -35,7 +35,6 @@ pub struct Watch {
     past: VecDeque<(f64, f64)>,
     holders: Vec<Held>,
     looked_at_processes: Option<Duration>,
-    marked: usize,
 }
 
 /// What is shown of one moment.
@@ -99,7 +98,6 @@ impl Watch {
             past: VecDeque::new(),
             holders: Vec::new(),
             looked_at_processes: None,
-            marked: 0,
         })
     }
 
@@ -128,7 +126,7 @@ impl Watch {
             host.map(|host| host.used)
         };
         lock(&self.timeline).record(moment.at, point);
-        self.mark_crossings();
+        self.mark_crossings(moment.at);
         if self.past.len() >= PAST {
             self.past.pop_front();
         }
@@ -149,12 +147,12 @@ impl Watch {
             largest.into_iter().map(|it| (format!("{} {}", it.name, it.pid), it.resident)).collect();
     }
 
-    fn mark_crossings(&mut self) {
+    /// Marks what the reading of this moment passed.
+    fn mark_crossings(&self, now: Duration) {
         let crossings = self.monitor.crossings();
-        for crossing in crossings.iter().skip(self.marked) {
+        for crossing in crossings.iter().filter(|crossing| crossing.at == now) {
             lock(&self.timeline).mark(crossing.at, crossing.to_string());
         }
-        self.marked = crossings.len();
     }
 
     /// What was seen; it grows with every look.
@@ -203,4 +201,38 @@ impl Watch {
 /// Locks, taking over from a thread that panicked.
 pub(super) fn lock(timeline: &Mutex<Timeline>) -> MutexGuard<'_, Timeline> {
     timeline.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use deep_dimensions::monitor::{Reading, TierReading};
+
+    use super::*;
+
+    /// A monitor remembers only the last crossings; a timeline has them all.
+    #[test]
+    fn every_crossing_is_marked() {
+        let mut full = false;
+        let source = move |reading: &mut Reading| {
+            full = !full;
+            let used = if full { Bytes(95) } else { Bytes(5) };
+            let total = Bytes(100);
+            let sample = MemorySample { total, used, available: total.saturating_sub(used) };
+            reading.tiers.push(TierReading { tier: Tier::Host, sample });
+            Ok(())
+        };
+        let monitor = MemoryMonitor::builder().source(source).build().unwrap();
+        Threshold::usual(Tier::Host).into_iter().for_each(|it| monitor.on_crossing(it, |_| {}));
+        let mut watch = Watch {
+            monitor,
+            process: None,
+            timeline: Arc::new(Mutex::new(Timeline::new("test"))),
+            interval: Duration::from_secs(1),
+            past: VecDeque::new(),
+            holders: Vec::new(),
+            looked_at_processes: None,
+        };
+        (0..600).for_each(|_| watch.look().unwrap());
+        assert_eq!(lock(&watch.timeline).marks().len(), 600);
+    }
 }

@@ -1,18 +1,26 @@
 //! [`EventCounter`]: how often the container came to its limit, and what the kernel did about it.
 //!
 //! v2 counts in `memory.events`, over the group and all below it, and tells whoever polls that file when a count
-//! changes. v1 has the failed charges in `memory.failcnt` and the kills in `memory.oom_control`, and tells nobody who
-//! has not asked through an eventfd; there the counters are read again by whoever wants to know.
+//! changes. v1 has the failed charges in `memory.failcnt` and `memory.memsw.failcnt`, and the kills in
+//! `memory.oom_control`; it tells who asked through an event file that memory is reclaimed or has run out, which is when
+//! those counters move. Where it lets nobody ask, and for what moves a counter without either, they are read again ten
+//! times a second while somebody waits.
 //! Source: the kernel's `cgroup-v2.rst` and `cgroup-v1/memory.rst`.
 
 use std::fs::File;
-use std::io;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
+use super::alarm::{CgroupAlarm, ReclaimLevel, register, take_off};
 use super::{CgroupMemory, CgroupVersion};
 use crate::error::{Error, Result};
 use crate::kept::{KeptFile, buffer};
-use crate::{sys, text};
+use crate::sys::{self, News};
+use crate::{lock, text};
+
+/// How often v1's counters are read again while somebody waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How often each thing has happened since the group was made. What the kernel does not count is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -63,7 +71,92 @@ pub struct EventCounter {
 #[derive(Debug)]
 enum Source {
     V2(KeptFile),
-    V1 { failures: Option<KeptFile>, control: Option<KeptFile> },
+    V1(CountersV1),
+}
+
+/// The counters of a v1 group.
+#[derive(Debug)]
+struct CountersV1 {
+    folder: PathBuf,
+    /// Failed charges of memory, and of memory and swap together, whose limit may be the one that is met.
+    failures: [Option<KeptFile>; 2],
+    control: Option<KeptFile>,
+    /// What the last reading gave, and what the kernel signals; the latter from the first wait on.
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    seen: CgroupEvents,
+    events: Option<File>,
+    asked: bool,
+}
+
+impl CountersV1 {
+    fn open(folder: &Path) -> Option<Self> {
+        let open = |name: &str| KeptFile::open_path(folder.join(name)).ok();
+        let failures = ["memory.failcnt", "memory.memsw.failcnt"].map(open);
+        let control = open("memory.oom_control");
+        let counts = failures.iter().any(Option::is_some) || control.is_some();
+        let waiting = Mutex::default();
+        counts.then(|| Self { folder: folder.to_owned(), failures, control, waiting })
+    }
+
+    fn read(&self) -> Result<CgroupEvents> {
+        let mut max = 0u64;
+        for file in self.failures.iter().flatten() {
+            max = max.saturating_add(read(file, text::number)?.unwrap_or_default());
+        }
+        let killed = |text: &[u8]| text::field(text, "oom_kill");
+        let oom_kill = self.control.as_ref().map(|file| read(file, killed)).transpose()?.flatten();
+        let oom_kill = oom_kill.unwrap_or_default();
+        Ok(CgroupEvents { max, oom_kill, oom: oom_kill, ..CgroupEvents::default() })
+    }
+
+    fn sample(&self) -> Result<CgroupEvents> {
+        let found = self.read()?;
+        lock(&self.waiting).seen = found;
+        Ok(found)
+    }
+
+    fn wait(&self, timeout: Duration) -> Result<bool> {
+        let cannot = |source| Error::CannotWait { what: "container events", source };
+        let (seen, events) = {
+            let mut waiting = lock(&self.waiting);
+            if !std::mem::replace(&mut waiting.asked, true) {
+                waiting.events = self.ask();
+            }
+            let events = waiting.events.as_ref().map(File::try_clone);
+            (waiting.seen, events.transpose().map_err(cannot)?)
+        };
+        let began = Instant::now();
+        loop {
+            if self.read()? != seen {
+                return Ok(true);
+            }
+            let left = timeout.saturating_sub(began.elapsed()).min(LOOK_AGAIN);
+            match &events {
+                _ if left.is_zero() => return Ok(false),
+                None => std::thread::sleep(left),
+                Some(events) => {
+                    if sys::wait_for(News::Signalled, events, left).map_err(cannot)? {
+                        take_off(events).map_err(cannot)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// An event file that is signalled when memory is reclaimed or has run out; nothing where nobody may ask.
+    fn ask(&self) -> Option<File> {
+        let events = sys::event_file().ok()?;
+        let alarms = [CgroupAlarm::Reclaim(ReclaimLevel::Low), CgroupAlarm::OutOfMemory];
+        let granted = alarms.map(|alarm| {
+            let granted = register(&self.folder, alarm, &events);
+            granted.inspect_err(|error| tracing::debug!(?alarm, %error, "counters are read again")).is_ok()
+        });
+        granted.contains(&true).then_some(events)
+    }
 }
 
 impl EventCounter {
@@ -73,16 +166,9 @@ impl EventCounter {
     /// [`Error::NoEvents`] where no group of the process counts.
     pub fn open(cgroup: &CgroupMemory) -> Result<Self> {
         let version = cgroup.version();
-        let source = cgroup.folders().find_map(|folder| {
-            let open = |name: &str| KeptFile::open_path(folder.join(name)).ok();
-            match version? {
-                CgroupVersion::V2 => open("memory.events").map(Source::V2),
-                CgroupVersion::V1 => {
-                    let (failures, control) = (open("memory.failcnt"), open("memory.oom_control"));
-                    let counts = failures.is_some() || control.is_some();
-                    counts.then_some(Source::V1 { failures, control })
-                }
-            }
+        let source = cgroup.folders().find_map(|folder| match version? {
+            CgroupVersion::V2 => KeptFile::open_path(folder.join("memory.events")).ok().map(Source::V2),
+            CgroupVersion::V1 => CountersV1::open(folder).map(Source::V1),
         });
         source.map(|source| Self { source }).ok_or_else(|| Error::NoEvents {
             place: cgroup
@@ -99,33 +185,26 @@ impl EventCounter {
     pub fn sample(&self) -> Result<CgroupEvents> {
         match &self.source {
             Source::V2(file) => read(file, CgroupEvents::parse_v2),
-            Source::V1 { failures, control } => {
-                let max = failures.as_ref().map(|file| read(file, text::number)).transpose()?.flatten();
-                let killed = |text: &[u8]| text::field(text, "oom_kill");
-                let oom_kill = control.as_ref().map(|file| read(file, killed)).transpose()?.flatten();
-                let [max, oom_kill] = [max, oom_kill].map(Option::unwrap_or_default);
-                Ok(CgroupEvents { max, oom_kill, oom: oom_kill, ..CgroupEvents::default() })
-            }
+            Source::V1(counters) => counters.sample(),
         }
     }
 
-    /// Waits until a counter changes, at most this long, and says whether one did. Read the counters before the first
-    /// wait: a change from before the last reading counts too.
+    /// Waits until a counter changes, at most this long, and says whether one did. What changed since the last reading
+    /// counts too: without a reading before the first wait, it may say yes at once.
     ///
     /// # Errors
-    /// [`Error::CannotWait`] under v1, whose files tell nobody, and where the system cannot poll.
+    /// [`Error::CannotWait`] and [`Error::Unreadable`] once the group is gone, and where the system cannot poll.
     pub fn wait(&self, timeout: Duration) -> Result<bool> {
-        let Source::V2(file) = &self.source else {
-            let source = io::Error::new(io::ErrorKind::Unsupported, "cgroup v1 does not tell: read it again");
-            return Err(Error::CannotWait { what: "container events", source });
-        };
-        wait_on(file.file(), "container events", timeout)
+        match &self.source {
+            Source::V2(file) => wait_on(file.file(), "container events", timeout),
+            Source::V1(counters) => counters.wait(timeout),
+        }
     }
 }
 
 /// Waits for the kernel's word on a file.
 pub(crate) fn wait_on(file: &File, what: &'static str, timeout: Duration) -> Result<bool> {
-    sys::wait_priority(file, timeout).map_err(|source| Error::CannotWait { what, source })
+    sys::wait_for(News::Changed, file, timeout).map_err(|source| Error::CannotWait { what, source })
 }
 
 fn read<T>(file: &KeptFile, parse: impl FnOnce(&[u8]) -> T) -> Result<T> {
