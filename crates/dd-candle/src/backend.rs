@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use candle_core::backend::BackendStorage as _;
+use candle_core::backend::{BackendDevice as _, BackendStorage as _};
 use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaStorage, Device as CandleDevice, DeviceLocation, InplaceOp1, Layout, Storage, Tensor,
@@ -175,6 +175,11 @@ impl Backend for CandleBackend {
             }
             // candle keeps these bytes on the host alone.
             _ if desc.dtype() == DType::F8E8M0 => Err(unsupported_dtype(NAME, desc.dtype())),
+            // CUDA may refuse to give no bytes at all: an empty tensor has storage for one element.
+            CandleDevice::Cuda(device) if elements == 0 => device
+                .zeros_impl(&1.into(), dtype)
+                .map(|one| Tensor::from_storage(Storage::Cuda(one), desc.shape(), BackpropOp::none(), false))
+                .map_err(|error| self.not_allocated(tier, desc.bytes(), error)),
             device => Tensor::zeros(desc.shape(), dtype, device)
                 .map_err(|error| self.not_allocated(tier, desc.bytes(), error)),
         }
@@ -316,7 +321,7 @@ fn is_whole(tensor: &Tensor) -> bool {
         Storage::Cpu(cpu) => {
             storage::bytes(cpu).len() == tensor.elem_count().saturating_mul(tensor.dtype().size_in_bytes())
         }
-        Storage::Cuda(device) => cuda::len(device) == Some(tensor.elem_count()),
+        Storage::Cuda(device) => cuda::len(device) == Some(tensor.elem_count().max(1)),
         Storage::Metal(_) => false,
     };
     whole && layout.start_offset() == 0 && layout.is_contiguous()

@@ -15,7 +15,7 @@ const SIDE: usize = 1024;
 
 fn backend() -> Option<CandleBackend> {
     let backend = CandleBackend::new(Device::Cuda(0));
-    backend.inspect_err(|error| println!("skipped: copies beside kernels: {error}")).ok()
+    backend.inspect_err(|error| dd_conformance::skipped!("copies beside kernels: {error}")).ok()
 }
 
 fn desc(rows: usize) -> TensorDesc {
@@ -102,16 +102,122 @@ fn a_full_device_is_an_error_and_goes_on() {
     stream_through(&backend, 4, 1);
 }
 
-/// The time of copies and kernels one after the other, and side by side. For a person to read.
+/// The time of copies and kernels one after the other, and side by side, by the size of the blocks. For a person to
+/// read.
 #[test]
 #[ignore = "prints times: run it by hand on a GPU, see docs/gpu-checklist.md"]
 fn copies_and_kernels_side_by_side() {
     let Some(backend) = backend() else { return };
-    stream_through(&backend, 64, 20); // Warms up.
-    for (name, limit) in [("one stream, waiting", Bytes::ZERO), ("streams of their own", Bytes::mib(12))] {
-        let backend = backend.clone().with_staging_limit(limit);
+    const STEPS: u16 = 64;
+    stream_through(&backend, STEPS, 20); // Warms up.
+    for limit in [0, 1, 3, 12, 48] {
+        let backend = backend.clone().with_staging_limit(Bytes::mib(limit));
+        let name = if limit == 0 { "one stream, waiting" } else { "streams of their own" };
         for kernels in [1, 5, 20, 80] {
-            println!("{name}, {kernels} kernels a step: {:?}", stream_through(&backend, 64, kernels));
+            let took = stream_through(&backend, STEPS, kernels);
+            let rate = f64::from(STEPS) * (SIDE * SIDE * 4) as f64 / took.as_secs_f64() / 1e9;
+            println!("{name}, {limit} MiB, {kernels} kernels a step: {took:?}, {rate:.2} GB/s");
         }
+    }
+}
+
+/// The time of a pass with everything in place, unmanaged and managed, and with weights streamed within a part of what
+/// they take. For a person to read.
+#[cfg(feature = "offload")]
+#[test]
+#[ignore = "prints times: run it by hand on a GPU, see docs/gpu-checklist.md"]
+fn a_model_within_a_part_of_its_weights() {
+    let Some(backend) = backend() else { return };
+    model::passes(&backend);
+}
+
+#[cfg(feature = "offload")]
+mod model {
+    use std::collections::HashMap;
+    use std::time::{Duration, Instant};
+
+    use candle_core::{DType, Device, Tensor};
+    use candle_nn::{Linear, Module, VarBuilder, linear_no_bias};
+    use dd_candle::CandleBackend;
+    use dd_candle::managed::ManagedModel;
+    use dd_core::{Backend as _, Bytes};
+    use dd_offload::MemoryConfig;
+
+    /// Layers of `[WIDTH, WIDTH]` in F16, 32 MiB each: 1 GiB.
+    const LAYERS: usize = 32;
+    const WIDTH: usize = 4096;
+
+    const PASSES: u32 = 10;
+
+    fn layer(vb: VarBuilder<'_>) -> candle_core::Result<Linear> {
+        linear_no_bias(WIDTH, WIDTH, vb)
+    }
+
+    /// The last output, the mean time of a pass after two that are not counted, and by how much `loads` grew meanwhile.
+    fn time(
+        backend: &CandleBackend,
+        x: &Tensor,
+        layers: &[impl Module],
+        loads: impl Fn() -> u64,
+    ) -> (Vec<u8>, Duration, u64) {
+        let pass = || layers.iter().fold(x.clone(), |x, layer| layer.forward(&x).unwrap());
+        pass();
+        let mut out = pass();
+        backend.download(&out).unwrap(); // Waits.
+        let (start, before) = (Instant::now(), loads());
+        for _ in 0..PASSES {
+            out = pass();
+        }
+        let bytes = backend.download(&out).unwrap();
+        (bytes, start.elapsed() / PASSES, loads() - before)
+    }
+
+    pub(super) fn passes(backend: &CandleBackend) {
+        let near = backend.tiers().first().copied().unwrap();
+        let used = || backend.memory(near).unwrap().used;
+        let (device, before) = (backend.device(), used());
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let path = dir.path().join("model.safetensors");
+        let random = || Tensor::randn(0f32, 0.015, (WIDTH, WIDTH), &Device::Cpu)?.to_dtype(DType::F16);
+        let tensors: HashMap<_, _> =
+            (0..LAYERS).map(|n| (format!("layers.{n}.weight"), random().unwrap())).collect();
+        candle_core::safetensors::save(&tensors, &path).unwrap();
+        let weights = Bytes::of(LAYERS * WIDTH * WIDTH * 2);
+        // Few rows, so that copies are what takes time; and many, so that they can hide behind the products.
+        for rows in [1, 2_048] {
+            let x = Tensor::randn(0f32, 1.0, (rows, WIDTH), device).unwrap().to_dtype(DType::F16).unwrap();
+            let there =
+                tensors.iter().map(|(name, t)| (name.clone(), t.to_device(device).unwrap())).collect();
+            let vb = VarBuilder::from_tensors(there, DType::F16, device);
+            let layers: Vec<_> = (0..LAYERS).map(|n| layer(vb.pp(format!("layers.{n}"))).unwrap()).collect();
+            let (expected, took, _) = time(backend, &x, &layers, || 0);
+            println!("{rows} rows, unmanaged: {took:?} a pass");
+            drop((vb, layers));
+            for share in [1.1, 0.5, 0.25] {
+                backend.trim(near).unwrap();
+                let limit = weights.scaled(share);
+                let config = MemoryConfig::builder()
+                    .memory_limit(limit + weights + Bytes::mib(128) + backend.transfer_memory())
+                    .device_limit(limit)
+                    .build()
+                    .unwrap();
+                let model = ManagedModel::open(&path, backend.clone(), config).unwrap();
+                let layers: Vec<_> =
+                    (0..LAYERS).map(|n| model.module(&format!("layers.{n}"), layer).unwrap()).collect();
+                let loads = || model.manager().memory_summary().loads;
+                let (found, took, loads) = time(backend, &x, &layers, loads);
+                assert!(found == expected, "{rows} rows within {limit}: not the unmanaged output");
+                let copied = Bytes(weights.0 / LAYERS as u64 * loads / u64::from(PASSES));
+                let rate = copied.0 as f64 / took.as_secs_f64() / 1e9;
+                let above = used().saturating_sub(before);
+                println!(
+                    "{rows} rows within {limit}: {took:?} a pass, {copied} copied to the device a pass, \
+                     {rate:.2} GB/s, device memory {above} above the start, page-locked {}",
+                    backend.staging(),
+                );
+            }
+        }
+        backend.trim(near).unwrap();
+        println!("at the end: device memory {} above the start", used().saturating_sub(before));
     }
 }

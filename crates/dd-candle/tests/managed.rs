@@ -11,7 +11,7 @@ use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm, linear};
 use dd_candle::CandleBackend;
 use dd_candle::managed::{Error, ManagedModel, ManagedModule};
 use dd_core::memory::FixedMemory;
-use dd_core::{Bytes, MemorySample, Tier};
+use dd_core::{Backend as _, Bytes, MemorySample, Tier};
 use dd_offload::MemoryConfig;
 use dd_offload::manager::{Cleanup, MemoryManager};
 
@@ -74,14 +74,23 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 
 impl Fixture {
     fn ids(&self) -> Tensor {
-        Tensor::new(&[[3u32, 499, 0, 3], [77, 78, 79, 80]], &Device::Cpu).unwrap()
+        self.ids_on(&Device::Cpu)
+    }
+
+    fn ids_on(&self, device: &Device) -> Tensor {
+        Tensor::new(&[[3u32, 499, 0, 3], [77, 78, 79, 80]], device).unwrap()
     }
 
     fn unmanaged(&self) -> Vec<u32> {
+        self.unmanaged_on(&Device::Cpu)
+    }
+
+    fn unmanaged_on(&self, device: &Device) -> Vec<u32> {
         let dtype = self.tensors["embed.weight"].dtype();
-        let vb = VarBuilder::from_tensors(self.tensors.clone(), dtype, &Device::Cpu);
+        let there = |(name, tensor): (&String, &Tensor)| (name.clone(), tensor.to_device(device).unwrap());
+        let vb = VarBuilder::from_tensors(self.tensors.iter().map(there).collect(), dtype, device);
         let embed = candle_nn::embedding(500, WIDTH, vb.pp("embed")).unwrap();
-        let mut x = embed.forward(&self.ids()).unwrap();
+        let mut x = embed.forward(&self.ids_on(device)).unwrap();
         for layer in 0..LAYERS {
             x = Block::load(vb.pp(format!("layers.{layer}"))).unwrap().forward(&x).unwrap();
         }
@@ -120,6 +129,41 @@ fn output_is_bit_identical_at_every_budget() {
                 assert!(bits(&x) == expected, "{dtype:?} within {budget}, pass {pass}");
             }
             assert!(model.manager().budget().usage().peak <= budget);
+        }
+    }
+}
+
+/// As above, on an NVIDIA device: the limit is the device's, and host memory has room for all.
+#[test]
+fn output_is_bit_identical_at_every_limit_of_a_device() {
+    let backend = match CandleBackend::new(dd_core::Device::Cuda(0)) {
+        Ok(backend) => backend,
+        Err(error) => return dd_conformance::skipped!("managed modules: {error}"),
+    };
+    for dtype in [DType::F32, DType::F16] {
+        let fixture = fixture(dtype);
+        let expected = fixture.unmanaged_on(backend.device());
+        assert!(fixture.unmanaged_on(backend.device()) == expected, "the device differs from itself");
+        let room = fixture.weights().scaled(2.0) + Bytes::mib(1) + backend.transfer_memory();
+        for share in [0.3, 0.5, 2.0] {
+            let limit = fixture.weights().scaled(share);
+            let config = config(limit + room).to_builder().device_limit(limit).build().unwrap();
+            let model = ManagedModel::open(&fixture.path, backend.clone(), config).unwrap();
+            let embed = model.embedding("embed.weight").unwrap();
+            let layers: Vec<_> =
+                (0..LAYERS).map(|n| model.module(&format!("layers.{n}"), Block::load).unwrap()).collect();
+            for pass in 0..4 {
+                let mut x = embed.forward(&fixture.ids_on(backend.device())).unwrap();
+                for layer in &layers {
+                    x = layer.forward(&x).unwrap();
+                }
+                assert!(bits(&x) == expected, "{dtype:?} within {limit} of the device, pass {pass}");
+            }
+            let near =
+                model.manager().memory_summary().tiers.into_iter().find(|tier| tier.tier == Tier::Device(0));
+            assert!(near.is_some_and(|near| near.used > Bytes::ZERO && near.used <= limit), "{limit}");
+            assert!(model.manager().budget().usage().peak <= limit + room);
+            assert!(backend.staging() <= backend.staging_limit());
         }
     }
 }
