@@ -28,8 +28,10 @@ pub(crate) struct Options {
 
 /// Runs the suites; with `--save` keeps what criterion estimated.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    let mut arguments = vec!["bench", "--profile", "dev", "-p", "dd-benches"];
-    for name in &options.names {
+    // The whole workspace is selected, so that dependencies have the features, and the builds, that its tests have.
+    let mut arguments = vec!["bench", "--profile", "dev", "--workspace", "--exclude", "xtask"];
+    let all = if options.names.is_empty() { suites(&workspace.root)? } else { Vec::new() };
+    for name in options.names.iter().chain(&all) {
         arguments.extend(["--bench", name]);
     }
     let python = options.peers.then(|| peers::python(workspace, &options.names)).transpose()?;
@@ -45,6 +47,19 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             save(&workspace.target.join("criterion"), &workspace.root.join("docs/benchmarks").join(label))
         }
     }
+}
+
+/// Every suite, by name.
+fn suites(root: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root.join("benches/benches"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            names.extend(path.file_stem().and_then(|name| name.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort();
+    Ok(names)
 }
 
 /// A label becomes a directory, so it is one plain name.
