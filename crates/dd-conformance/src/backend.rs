@@ -151,7 +151,10 @@ fn check_lending<B: Backend>(backend: &B, tier: Tier) {
         let other = backend.share(&tensor);
         let refuses = backend.write(&mut tensor, 0, &after).is_err();
         let filled = backend.fill(&mut tensor, &mut |bytes| bytes.fill(1));
-        assert!(!(lent && refuses) || filled.is_err(), "{tier}: fill lends a shared tensor that write refuses");
+        assert!(
+            !(lent && refuses) || filled.is_err(),
+            "{tier}: fill lends a shared tensor that write refuses"
+        );
         drop(other);
     }
 }

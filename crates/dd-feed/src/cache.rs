@@ -155,8 +155,8 @@ mod tests {
             for position in 0..len {
                 let (time, this) = (epoch * len + position, usize::try_from(epoch).unwrap());
                 let identity = orders[this].at(position);
-                let next = (epoch + 1 < epochs)
-                    .then(|| (epoch + 1) * len + orders[this + 1].position_of(identity));
+                let next =
+                    (epoch + 1 < epochs).then(|| (epoch + 1) * len + orders[this + 1].position_of(identity));
                 let content = [u8::try_from(identity % 251).unwrap(); LEN];
                 match cache.take(time) {
                     Some(entry) => {

@@ -36,7 +36,12 @@ const CHUNK: usize = 256;
 
 impl Conversion {
     /// From what is stored to what is delivered.
-    pub(crate) fn new(side: &'static str, convert: Option<Convert>, stored: DType, delivered: DType) -> Result<Self> {
+    pub(crate) fn new(
+        side: &'static str,
+        convert: Option<Convert>,
+        stored: DType,
+        delivered: DType,
+    ) -> Result<Self> {
         let Some(convert) = convert else {
             if stored == delivered {
                 return Ok(Self::Copy);
@@ -45,7 +50,11 @@ impl Conversion {
             return Err(Error::mismatch(what, delivered, stored));
         };
         if stored != DType::U8 {
-            return Err(Error::mismatch(format!("dtype of the {side} samples to convert"), DType::U8, stored));
+            return Err(Error::mismatch(
+                format!("dtype of the {side} samples to convert"),
+                DType::U8,
+                stored,
+            ));
         }
         let value = |byte: u8| f32::from(byte) * convert.scale + convert.offset;
         let table = |bytes: fn(f32) -> [u8; 2]| {
@@ -59,7 +68,11 @@ impl Conversion {
             DType::F32 => Ok(Self::To32(convert)),
             DType::F16 => Ok(Self::To16(table(|value| f16::from_f32(value).to_le_bytes()))),
             DType::BF16 => Ok(Self::To16(table(|value| bf16::from_f32(value).to_le_bytes()))),
-            other => Err(Error::mismatch(format!("dtype to convert the {side} samples to"), "F32, F16 or BF16", other)),
+            other => Err(Error::mismatch(
+                format!("dtype to convert the {side} samples to"),
+                "F32, F16 or BF16",
+                other,
+            )),
         }
     }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use dd_core::{Backend, Budget, Holder};
+use dd_core::{Backend, Budget, Bytes, Holder};
 
 use crate::cache::Cache;
 use crate::error::{Error, Result};
@@ -20,6 +20,10 @@ use crate::shared::{Filled, Shared, Slot, Source, Task};
 use crate::state::FeedState;
 use crate::stats::{add, add_time};
 use crate::steps::Steps;
+
+/// What a batch takes beside its samples (handles, messages, lists): an upper bound. It is accounted for all but the first, so that a
+/// budget of one sample is enough.
+const OVERHEAD: Bytes = Bytes::kib(2);
 
 /// A batch to be filled, with its memory.
 struct Job<B: Backend> {
@@ -73,6 +77,8 @@ pub(crate) struct Engine<B: Backend> {
     /// Epochs that the caller dropped before they came.
     dropped: BTreeSet<u64>,
     stopped: bool,
+    /// Whether the caller was told last that there is no memory.
+    refused: bool,
 }
 
 /// How an engine is to run.
@@ -113,11 +119,11 @@ impl<B: Backend> Engine<B> {
             beyond: BTreeSet::new(),
             dropped: BTreeSet::new(),
             stopped: false,
+            refused: false,
         };
         engine.add_slot()?;
-        let bytes = engine.shared.plan.batch_bytes;
         while engine.slots < settings.slots {
-            let Ok(room) = engine.budget.try_reserve(bytes, &engine.holder) else { break };
+            let Ok(room) = engine.budget.try_reserve(engine.slot_bytes(), &engine.holder) else { break };
             engine.free.push(Slot::new(room));
             engine.slots += 1;
         }
@@ -142,12 +148,14 @@ impl<B: Backend> Engine<B> {
             }
         };
         let started = std::thread::Builder::new().name(format!("dd-feed {number}")).spawn(work);
-        let reason = |error| Error::Threads { reason: format!("number {number} could not be started: {error}") };
+        let reason =
+            |error| Error::Threads { reason: format!("number {number} could not be started: {error}") };
         self.threads.push(started.map_err(reason)?);
         Ok(())
     }
 
-    /// The next batch of an epoch; nothing at its end.
+    /// The next batch of an epoch; nothing at its end. Nothing, too, where there was no memory and still is none: a caller that collects
+    /// everything comes to an end, with the error.
     pub(crate) fn next(&mut self, epoch: u64) -> Option<Result<Delivered<B>>> {
         self.skip_dropped();
         if self.stopped || epoch < self.epoch {
@@ -174,7 +182,8 @@ impl<B: Backend> Engine<B> {
                 }
             }
             if let Err(error) = self.obtain() {
-                return Some(Err(error));
+                let again = std::mem::replace(&mut self.refused, true);
+                return (!again).then_some(Err(error));
             }
         }
     }
@@ -314,7 +323,9 @@ impl<B: Backend> Engine<B> {
     /// Waits for a batch, or fills one where there are no threads, or says that there is no memory.
     fn obtain(&mut self) -> Result<()> {
         let start = Instant::now();
-        if self.jobs.is_none() && let Some(job) = self.next_job() {
+        if self.jobs.is_none()
+            && let Some(job) = self.next_job()
+        {
             self.keep(Box::new(perform(&self.shared, *job)));
         } else if self.in_flight > 0 {
             let gone = |_| Error::Threads { reason: "they are gone".to_owned() };
@@ -340,10 +351,16 @@ impl<B: Backend> Engine<B> {
 
     /// One slot more, asking others to give back.
     fn add_slot(&mut self) -> Result<()> {
-        let room = self.budget.reserve(self.shared.plan.batch_bytes, &self.holder)?;
+        let room = self.budget.reserve(self.slot_bytes(), &self.holder)?;
         self.free.push(Slot::new(room));
         self.slots += 1;
         Ok(())
+    }
+
+    /// What one slot more takes.
+    fn slot_bytes(&self) -> Bytes {
+        let bytes = self.shared.plan.batch_bytes;
+        if self.slots == 0 { bytes } else { bytes + OVERHEAD }
     }
 
     /// Counts a batch as come to its end, and hands over what is in it.
@@ -365,6 +382,7 @@ impl<B: Backend> Engine<B> {
             }
         };
         let tensors = self.lend(&mut slot)?;
+        self.refused = false;
         self.lent.push(slot);
         let counters = &self.shared.counters;
         add(&counters.batches, 1);

@@ -19,6 +19,9 @@ pub struct Epochs<B: Backend, X, Y> {
 }
 
 /// One epoch's batches.
+///
+/// Where the caller holds all batches for which there is memory, [`Error::BatchesHeld`] comes once, then nothing, until one of them is dropped:
+/// then the epoch goes on. Every other error ends the feed.
 pub struct Epoch<B: Backend, X, Y> {
     common: Common<B, X, Y>,
     number: u64,

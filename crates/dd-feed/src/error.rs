@@ -91,7 +91,9 @@ pub enum Error {
         source: Cause,
     },
     /// Every batch that the memory has room for is still held by the caller. Not the end: drop one and go on.
-    #[error("all {held} batches for which there is memory are held; drop one of them, or allow more than {limit}")]
+    #[error(
+        "all {held} batches for which there is memory are held; drop one of them, or allow more than {limit}"
+    )]
     BatchesHeld {
         /// How many there are.
         held: usize,
@@ -99,7 +101,9 @@ pub enum Error {
         limit: dd_core::Bytes,
     },
     /// An epoch was asked for a batch before the one before it was finished or dropped.
-    #[error("epoch {asked} was asked for a batch while epoch {current} is not finished; finish or drop that one first")]
+    #[error(
+        "epoch {asked} was asked for a batch while epoch {current} is not finished; finish or drop that one first"
+    )]
     EpochOrder {
         /// The epoch that was asked.
         asked: u64,

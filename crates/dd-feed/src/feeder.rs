@@ -278,7 +278,10 @@ impl FeederBuilder {
 
     /// The two streams (nothing for a source that only reads forward), and how their samples are stored.
     #[allow(clippy::type_complexity, reason = "two of each")]
-    fn sources(&mut self, plan: &FeedPlan) -> Result<(Option<(Arc<dyn Stream>, Arc<dyn Stream>)>, [TensorDesc; 2])> {
+    fn sources(
+        &mut self,
+        plan: &FeedPlan,
+    ) -> Result<(Option<(Arc<dyn Stream>, Arc<dyn Stream>)>, [TensorDesc; 2])> {
         if let Some(source) = &self.forward {
             if self.input.is_given() || self.output.is_given() {
                 let reason = "inputs and outputs come from it already; give no other";
@@ -325,7 +328,12 @@ impl Given {
         self.stream.is_some() || self.list.is_some() || self.read.is_some()
     }
 
-    fn take_stream(&mut self, list: &'static str, read: &'static str, delivered: &TensorDesc) -> Result<Arc<dyn Stream>> {
+    fn take_stream(
+        &mut self,
+        list: &'static str,
+        read: &'static str,
+        delivered: &TensorDesc,
+    ) -> Result<Arc<dyn Stream>> {
         if let Some(stream) = self.stream.take() {
             return Ok(stream);
         }
@@ -348,7 +356,11 @@ fn check_len(what: &str, expected: u64, found: u64) -> Result<()> {
 fn side(name: &'static str, given: &Given, stored: &TensorDesc, delivered: &TensorDesc) -> Result<Side> {
     if stored.shape() != delivered.shape() {
         let what = format!("shape of an {name} sample");
-        return Err(Error::mismatch(what, format!("{:?}", delivered.shape()), format!("{:?}", stored.shape())));
+        return Err(Error::mismatch(
+            what,
+            format!("{:?}", delivered.shape()),
+            format!("{:?}", stored.shape()),
+        ));
     }
     Ok(Side {
         conversion: Conversion::new(name, given.convert, stored.dtype(), delivered.dtype())?,
@@ -494,7 +506,8 @@ impl<B: Backend, X, Y> Feeder<B, X, Y> {
             floor: AtomicU64::new(0),
         };
         let slots = options.read_ahead.unwrap_or(2 * options.workers + 2).max(1);
-        let settings = Settings { workers: options.workers, slots, ordered: options.ordered, start: inner.start };
+        let settings =
+            Settings { workers: options.workers, slots, ordered: options.ordered, start: inner.start };
         let engine = Engine::new(shared, &inner.budget, &settings)?;
         let (input, output) = (Arc::clone(&self.apply_input), Arc::clone(&self.apply_output));
         Ok(Epochs::new(engine, inner.start.epoch..end, input, output, options.observer.clone()))

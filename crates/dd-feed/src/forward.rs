@@ -141,7 +141,6 @@ struct State {
     active: BTreeMap<u64, usize>,
     /// By epoch and number.
     loaded: BTreeMap<(u64, u64), Arc<Window>>,
-    next: Option<(u64, u64)>,
     loading: bool,
     rows: Option<OpenRows>,
 }
@@ -172,14 +171,21 @@ impl Window {
 
 impl Windows {
     /// Reserves room for two windows of this order, or for one.
-    pub(crate) fn new(source: Arc<ForwardSource>, reads: u64, order: &Order, budget: &Budget) -> Result<Self> {
-        let blocks = order.blocks().ok_or_else(|| {
-            let reason = "a source that only reads forward takes Shuffle::Blocks or Shuffle::Window";
-            Error::setting("shuffle", "None or Full", reason)
-        })?;
+    pub(crate) fn new(
+        source: Arc<ForwardSource>,
+        reads: u64,
+        order: &Order,
+        budget: &Budget,
+    ) -> Result<Self> {
+        let blocks = blocks_of(order)?;
         if !blocks.is_forward() && source.block != Some(blocks.block()) {
-            let expected = source.block.map_or("Shuffle::Window".to_owned(), |block| format!("blocks of {block}"));
-            return Err(Error::mismatch("the shuffle of a source that only reads forward", expected, blocks.block()));
+            let expected =
+                source.block.map_or("Shuffle::Window".to_owned(), |block| format!("blocks of {block}"));
+            return Err(Error::mismatch(
+                "the shuffle of a source that only reads forward",
+                expected,
+                blocks.block(),
+            ));
         }
         let row = |desc: &TensorDesc| {
             let bytes = desc.bytes().checked_mul(reads).ok_or_else(|| crate::config::overflow("one read"))?;
@@ -228,9 +234,15 @@ impl Windows {
 
     /// The window of a position of an epoch, for the batch that was at time `mark`, which moves there. Whoever comes first reads it. No
     /// window may be held while asking.
-    pub(crate) fn get(&self, order: &Order, epoch: u64, position: u64, mark: &mut u64) -> Result<Arc<Window>> {
-        let blocks = order.blocks().ok_or_else(|| Error::setting("shuffle", "Full", "no windows"))?;
-        let wanted = (epoch, blocks.window_of(position));
+    pub(crate) fn get(
+        &self,
+        orders: &dyn Fn(u64) -> Arc<Order>,
+        epoch: u64,
+        position: u64,
+        mark: &mut u64,
+    ) -> Result<Arc<Window>> {
+        let order = orders(epoch);
+        let wanted = (epoch, blocks_of(&order)?.window_of(position));
         let time = epoch.saturating_mul(order.len()).saturating_add(position);
         let mut state = self.lock();
         Self::advance(&mut state, *mark, time);
@@ -246,21 +258,44 @@ impl Windows {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            // In the order of windows within an epoch; a new epoch begins where it is asked for first.
-            let next = state.next.filter(|next| next.0 == epoch && next.1 <= wanted.1).unwrap_or(wanted);
+            let next = Self::first_missing(&state, order.len(), orders)?.unwrap_or(wanted);
             state.loading = true;
             let rows = state.rows.take();
             drop(state);
-            let load = AssertUnwindSafe(|| self.load(blocks, next, order.len(), rows));
+            let order = orders(next.0);
+            let load = AssertUnwindSafe(|| self.load(blocks_of(&order)?, next, order.len(), rows));
             let loaded = catch_unwind(load).unwrap_or_else(|panic| Err(panicked(&*panic)));
             state = self.lock();
             state.loading = false;
             self.changed.notify_all();
             let (window, rows) = loaded?;
             state.rows = rows;
-            state.next = Some((next.0, next.1 + 1));
             state.loaded.insert(next, Arc::new(window));
         }
+    }
+
+    /// The first window that a batch in the making needs, or that lies between two such, and that is not in memory. Whoever is
+    /// furthest behind comes first, and windows come in the order of the source.
+    fn first_missing(
+        state: &State,
+        len: u64,
+        orders: &dyn Fn(u64) -> Arc<Order>,
+    ) -> Result<Option<(u64, u64)>> {
+        let mut last = None;
+        for time in state.active.keys() {
+            let (epoch, position) = (time / len.max(1), time % len.max(1));
+            let window = blocks_of(&*orders(epoch))?.window_of(position);
+            let from = match last {
+                Some((before, number)) if before == epoch => number + 1,
+                _ => window,
+            };
+            let missing = (from..=window).find(|number| !state.loaded.contains_key(&(epoch, *number)));
+            if let Some(number) = missing {
+                return Ok(Some((epoch, number)));
+            }
+            last = Some((epoch, window));
+        }
+        Ok(None)
     }
 
     fn load(
@@ -272,7 +307,8 @@ impl Windows {
     ) -> Result<(Window, Option<OpenRows>)> {
         let positions = blocks.window(number);
         let each = self.row.0 + self.row.1;
-        let size = usize::try_from(positions.end - positions.start).unwrap_or(usize::MAX).saturating_mul(each);
+        let size =
+            usize::try_from(positions.end - positions.start).unwrap_or(usize::MAX).saturating_mul(each);
         let mut bytes = vec![0; size].into_boxed_slice();
         let mut slots = bytes.chunks_exact_mut(each.max(1));
         let mut rows = rows.filter(|rows| rows.epoch == epoch);
@@ -341,4 +377,9 @@ impl Windows {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn blocks_of(order: &Order) -> Result<&Blocks> {
+    let reason = "a source that only reads forward takes Shuffle::Blocks or Shuffle::Window";
+    order.blocks().ok_or_else(|| Error::setting("shuffle", "None or Full", reason))
 }

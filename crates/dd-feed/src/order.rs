@@ -12,10 +12,12 @@
 //! | shuffle | order correlation | mean displacement | adjacent neighbours |
 //! |---|---|---|---|
 //! | a random order, by theory | 0 | 0.333 of the data | 0.002 % |
-//! | [`Shuffle::Full`] | 0.006 | 0.333 | 0.002 % |
-//! | [`Shuffle::Blocks`], blocks of 0.1 %, 30 in memory | 0.003 | 0.333 | 0.067 % |
-//! | [`Shuffle::Blocks`], blocks of 3 %, 1 in memory | 0.003 | 0.326 | 0.067 % |
-//! | [`Shuffle::Window`] of 3 %, for what cannot be opened in the middle | 0.9996 | 0.010 | 0.067 % |
+//! | [`Shuffle::Full`] | 0.0076 | 0.333 | 0.002 % |
+//! | [`Shuffle::Blocks`], blocks of 0.1 %, 30 in memory | 0.0020 | 0.332 | 0.064 % |
+//! | [`Shuffle::Blocks`], blocks of 3 %, 1 in memory | 0.0019 | 0.339 | 0.065 % |
+//! | [`Shuffle::Window`] of 3 %, for what cannot be opened in the middle | 0.9991 | 0.010 | 0.065 % |
+//!
+//! The correlation of a perfectly random order of n samples is 0 with a deviation of 1 / √n: the full shuffle has just that.
 
 use serde::{Deserialize, Serialize};
 
@@ -230,9 +232,8 @@ impl Blocks {
         let blocks = self.len.div_ceil(self.block);
         let first = window.saturating_mul(self.per_window);
         let end = first.saturating_add(self.per_window).min(blocks);
-        (first..end).map(|slot| {
-            (slot, if slot == self.short_slot { self.block - self.deficit } else { self.block })
-        })
+        (first..end)
+            .map(|slot| (slot, if slot == self.short_slot { self.block - self.deficit } else { self.block }))
     }
 
     /// Identities per block.
@@ -339,7 +340,13 @@ mod tests {
                 0.32..0.345,
                 0.0005..0.0008,
             ),
-            ("blocks of 3 %", Shuffle::Blocks { block: 3000, window: 1 }, 0.0..0.01, 0.30..0.36, 0.0005..0.0008),
+            (
+                "blocks of 3 %",
+                Shuffle::Blocks { block: 3000, window: 1 },
+                0.0..0.01,
+                0.30..0.36,
+                0.0005..0.0008,
+            ),
             ("window", Shuffle::Window { samples: 3000 }, 0.99..1.0, 0.009..0.011, 0.0005..0.0008),
         ];
         for (name, shuffle, correlation, displacement, adjacent) in rows {

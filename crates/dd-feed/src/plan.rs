@@ -229,9 +229,7 @@ mod tests {
             // Parameters and gradients; intermediates twice.
             (
                 "training",
-                of_one_kib()
-                    .gpu_memory_limit(Bytes(8000 + 3072 * 6))
-                    .network(counts(Some(Optimizer::Sgd))),
+                of_one_kib().gpu_memory_limit(Bytes(8000 + 3072 * 6)).network(counts(Some(Optimizer::Sgd))),
                 6,
             ),
             (
@@ -260,9 +258,7 @@ mod tests {
     #[test]
     fn errors_say_what_would_do() {
         let host = of_one_kib().one_read_count(3).cpu_memory_limit(Bytes::kib(2));
-        let device = of_one_kib()
-            .network(counts(Some(Optimizer::Bytes(2))))
-            .gpu_memory_limit(Bytes(100));
+        let device = of_one_kib().network(counts(Some(Optimizer::Bytes(2)))).gpu_memory_limit(Bytes(100));
         for (option, builder) in [("cpu_memory_limit", host), ("gpu_memory_limit", device)] {
             let error = builder.clone().build().unwrap().plan().unwrap_err();
             assert!(error.is_out_of_memory());

@@ -31,7 +31,8 @@ impl Observer for ProgressBar {
         let same = bar.as_ref().is_some_and(|(name, _)| name == task);
         if !same {
             let new = indicatif::ProgressBar::new(*total).with_message((*task).to_owned());
-            let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} batches, {per_sec}, {eta} left");
+            let style =
+                ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} batches, {per_sec}, {eta} left");
             new.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             *bar = Some(((*task).to_owned(), new));
         }

@@ -189,7 +189,11 @@ impl<B: Backend> Shared<B> {
     }
 
     /// Runs `fill` on the bytes of both tensors: in place where the backend lends them.
-    fn with_bytes<R>(&self, slot: &mut Slot<B>, mut fill: impl FnMut(&mut [u8], &mut [u8]) -> Result<R>) -> Result<R> {
+    fn with_bytes<R>(
+        &self,
+        slot: &mut Slot<B>,
+        mut fill: impl FnMut(&mut [u8], &mut [u8]) -> Result<R>,
+    ) -> Result<R> {
         let Some((input, output)) = &mut slot.tensors else {
             return Err(Error::Threads { reason: "a batch without memory".to_owned() });
         };
@@ -214,7 +218,14 @@ impl<B: Backend> Shared<B> {
 
     /// Fills the rows of a batch one identity after the other; what cannot be read and may be left out is noted, and its place taken by
     /// the next. Says whether it came to the end.
-    fn rows(&self, task: &Task, left_out: &mut Vec<u64>, mark: &mut u64, x: &mut [u8], y: &mut [u8]) -> Result<bool> {
+    fn rows(
+        &self,
+        task: &Task,
+        left_out: &mut Vec<u64>,
+        mark: &mut u64,
+        x: &mut [u8],
+        y: &mut [u8],
+    ) -> Result<bool> {
         let order = self.order(task.epoch);
         let (wide_x, wide_y) = (self.input.row * self.variations, self.output.row * self.variations);
         let mut places = x.chunks_exact_mut(wide_x).zip(y.chunks_exact_mut(wide_y));
@@ -267,7 +278,8 @@ impl<B: Backend> Shared<B> {
                 self.side(&self.output, &**outputs, place.origin, place.position, place.output, start)
             }
             Source::Forward(windows) => {
-                let window = windows.get(order, place.origin.epoch, place.position, mark)?;
+                let window =
+                    windows.get(&|epoch| self.order(epoch), place.origin.epoch, place.position, mark)?;
                 let at = order.blocks().map_or(0, |blocks| blocks.place_in_window(place.position));
                 let (input, output) = window.row(at).unwrap_or_default();
                 self.convert(&self.input, place.origin, input, place.input);
@@ -320,22 +332,45 @@ impl<B: Backend> Shared<B> {
         Ok(())
     }
 
-    fn check_borrowed(&self, side: &Side, stream: &dyn Stream, origin: Origin, position: u64, found: usize) -> Result<()> {
+    fn check_borrowed(
+        &self,
+        side: &Side,
+        stream: &dyn Stream,
+        origin: Origin,
+        position: u64,
+        found: usize,
+    ) -> Result<()> {
         if found == side.stored || found == side.stored * self.variations {
             return Ok(());
         }
-        let reason = format!("expected {} B or one sample of {} B, found {found}", side.stored * self.variations, side.stored);
+        let reason = format!(
+            "expected {} B or one sample of {} B, found {found}",
+            side.stored * self.variations,
+            side.stored
+        );
         Err(failed(stream, origin, position, reason.into()))
     }
 
     /// Reads all samples of an identity into the ends of their rows, trying again as the policy says. Says whether they are the same in
     /// every epoch.
-    fn read(&self, side: &Side, stream: &dyn Stream, origin: Origin, position: u64, rows: &mut [u8]) -> Result<bool> {
+    fn read(
+        &self,
+        side: &Side,
+        stream: &dyn Stream,
+        origin: Origin,
+        position: u64,
+        rows: &mut [u8],
+    ) -> Result<bool> {
         let mut tries = 0;
         loop {
             let mut samples = Samples::new(rows, self.variations, side.stored, origin);
-            let read = || stream.read(origin.identity, &mut samples).and_then(|()| samples.check().map(|()| samples.is_constant()));
-            match catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(panic_text(&*panic).into())) {
+            let read = || {
+                stream
+                    .read(origin.identity, &mut samples)
+                    .and_then(|()| samples.check().map(|()| samples.is_constant()))
+            };
+            match catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| Err(panic_text(&*panic).into()))
+            {
                 Ok(constant) => return Ok(constant),
                 Err(_) if tries < self.policy.retries() => {
                     tries += 1;

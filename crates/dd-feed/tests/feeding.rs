@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use dd_core::{Budget, Bytes, DType, Event, Holder, HostTensor, Observer, TensorDesc};
 use dd_feed::{
-    Batch, Convert, Epochs, ErrorPolicy, Error, FeedConfig, FeedState, Feeder, FeederBuilder, ForwardSource,
+    Batch, Convert, Epochs, Error, ErrorPolicy, FeedConfig, FeedState, Feeder, FeederBuilder, ForwardSource,
     Shuffle, sample_seed,
 };
 use proptest::prelude::*;
@@ -89,7 +89,9 @@ fn all_once(samples: &[(u64, u64)], identities: u64, reads: u64) {
 #[test]
 fn every_sample_once_under_any_number_of_workers() {
     for workers in 0..=16 {
-        for (identities, reads, batch, memory) in [(100, 1, 8, 1000), (37, 3, 6, 6), (1, 1, 4, 1), (50, 2, 7, 30)] {
+        for (identities, reads, batch, memory) in
+            [(100, 1, 8, 1000), (37, 3, 6, 6), (1, 1, 4, 1), (50, 2, 7, 30)]
+        {
             for ordered in [true, false] {
                 let feeder = numbers(identities, reads, batch, memory)
                     .workers(workers)
@@ -200,13 +202,16 @@ fn errors_follow_the_policy() {
             .on_error(policy)
             .read_input(move |name, samples| {
                 let number: u64 = name.parse()?;
-                let mut tries = tries.lock().unwrap();
-                let tried = tries.entry(name.to_owned()).or_default();
-                *tried += 1;
+                let tried = {
+                    let mut tries = tries.lock().unwrap();
+                    let tried = tries.entry(name.to_owned()).or_default();
+                    *tried += 1;
+                    *tried
+                };
                 match number {
                     // A whole batch, and single ones, for ever; one that works the third time; one that panics.
                     8..16 | 30 | 59 => Err("unreadable".into()),
-                    40 if *tried < 3 => Err("busy".into()),
+                    40 if tried < 3 => Err("busy".into()),
                     50 => panic!("broken decoder"),
                     _ => samples.push(&[number.to_le_bytes(), [0; 8]].concat()),
                 }
@@ -227,7 +232,7 @@ fn errors_follow_the_policy() {
         for policy in [ErrorPolicy::Stop, ErrorPolicy::Retry { times: 2 }] {
             let feeder = failing(policy, workers);
             let mut epochs = feeder.generate_epochs(2).unwrap();
-            let results: Vec<_> = epochs.next().unwrap().collect();
+            let results: Vec<_> = epochs.next().unwrap().map(|batch| batch.map(drop)).collect();
             assert_eq!(results.len(), 2, "a batch, the error, and the end");
             let error = results.into_iter().find_map(Result::err).unwrap();
             assert!(matches!(&error, Error::Read { identity, index: 8, .. } if identity == "8"), "{error}");
@@ -281,7 +286,8 @@ fn epochs_can_be_left_early() {
 fn an_epoch_waits_for_the_one_before() {
     let feeder = numbers(12, 1, 4, 40).build().unwrap();
     let mut epochs = feeder.generate_epochs(3).unwrap();
-    let (mut first, mut second, third) = (epochs.next().unwrap(), epochs.next().unwrap(), epochs.next().unwrap());
+    let (mut first, mut second, third) =
+        (epochs.next().unwrap(), epochs.next().unwrap(), epochs.next().unwrap());
     assert!(first.next().unwrap().is_ok());
     let error = second.next().unwrap().unwrap_err();
     assert!(matches!(error, Error::EpochOrder { asked: 1, current: 0 }), "{error}");
@@ -295,7 +301,8 @@ fn an_epoch_waits_for_the_one_before() {
 #[test]
 fn holding_all_batches_is_an_error_that_passes() {
     for workers in [0, 1, 4] {
-        let feeder = numbers(40, 1, 4, 12).workers(workers).cache(false).build().unwrap();
+        // Three of 96 B, and two times what handles take.
+        let feeder = numbers(40, 1, 4, 183).workers(workers).cache(false).build().unwrap();
         let (mut held, mut all, mut refused) = (Vec::new(), Vec::new(), 0);
         for batch in feeder.generate_epochs(1).unwrap().flatten() {
             match batch {
@@ -310,10 +317,17 @@ fn holding_all_batches_is_an_error_that_passes() {
                     held.clear();
                 }
             }
-            assert!(feeder.budget().usage().used <= Bytes(24 * 12));
+            assert!(feeder.budget().usage().used <= Bytes(24 * 183));
         }
         assert_eq!(refused, 3);
         all_once(&all, 40, 1);
+        // Collected, it ends with the error; and goes on when there is room.
+        let mut epoch = feeder.generate_epochs(1).unwrap().next().unwrap();
+        let collected: Vec<_> = epoch.by_ref().collect();
+        assert!(collected.len() == 4 && collected[3].is_err());
+        assert!(epoch.next().is_none());
+        drop(collected);
+        assert_eq!(epoch.map(|batch| batch.unwrap().samples).sum::<usize>(), 28);
     }
 }
 
@@ -324,7 +338,8 @@ fn one_sample_of_memory_is_enough_and_less_is_an_error() {
         assert_eq!(feeder.plan().batch_size, 1);
         all_once(&run(feeder.generate_epochs(2).unwrap())[1].0, 20, 1);
     }
-    let small = FeedConfig::builder().cpu_memory_limit(Bytes(23)).total_sample_count(5).input([2], DType::U64);
+    let small =
+        FeedConfig::builder().cpu_memory_limit(Bytes(23)).total_sample_count(5).input([2], DType::U64);
     let error = small.output([1], DType::U64).build().unwrap().plan().unwrap_err();
     assert!(matches!(error, Error::Limit { least: Bytes(24), .. }), "{error}");
     // The shared budget is what is short.
@@ -389,10 +404,10 @@ fn the_cache_spares_reads_and_gives_way() {
 fn resuming_is_bit_identical() {
     for shuffle in [Shuffle::None, Shuffle::Full, Shuffle::Blocks { block: 5, window: 3 }] {
         let builder = || numbers(43, 2, 8, 64).shuffle(shuffle, 77);
-        let mut states = vec![FeedState { position: 0, ..first_state(&builder()) }];
-        let mut sequence = Vec::new();
         let feeder = builder().workers(3).build().unwrap();
-        for mut epoch in feeder.generate_epochs(2).unwrap() {
+        let epochs = feeder.generate_epochs(2).unwrap();
+        let (mut states, mut sequence) = (vec![epochs.state().unwrap()], Vec::new());
+        for mut epoch in epochs {
             while let Some(batch) = epoch.next() {
                 sequence.push(contents(&batch.unwrap()));
                 states.push(epoch.state().unwrap());
@@ -421,10 +436,6 @@ fn resuming_is_bit_identical() {
             assert_eq!(rest, flat[usize::try_from(position).unwrap() * 2..86], "{shuffle:?} at {position}");
         }
     }
-}
-
-fn first_state(_: &FeederBuilder) -> FeedState {
-    FeedState { epoch: 0, position: 0, seed: 0, fingerprint: 0 }
 }
 
 #[test]
@@ -581,11 +592,13 @@ fn iterators_that_end_early_or_late_are_an_error() {
         });
         let builder = Feeder::builder(&config(50, 1, 8, 100)).forward(source);
         let feeder = builder.shuffle(Shuffle::Window { samples: 12 }, 1).workers(2).build().unwrap();
-        let results: Result<Vec<_>, Error> = feeder.generate_epochs(2).unwrap().flatten().collect();
+        let batches = feeder.generate_epochs(2).unwrap().flatten();
+        let results: Result<Vec<_>, Error> =
+            batches.map(|batch| batch.map(|batch| contents(&batch))).collect();
         match results {
             Ok(batches) => {
                 assert!(fine, "{items} items");
-                let all: Vec<(u64, u64)> = batches.iter().flat_map(contents).collect();
+                let all = batches.concat();
                 all_once(&all[..50], 50, 1);
                 all_once(&all[50..], 50, 1);
             }
@@ -597,7 +610,8 @@ fn iterators_that_end_early_or_late_are_an_error() {
     let source = ForwardSource::from_iterator(50, desc(2), desc(1), || {
         Ok((0u64..50).map(|n| if n == 20 { Err("torn".into()) } else { Ok((vec![0; 16], vec![0; 8])) }))
     });
-    let builder = Feeder::builder(&config(50, 1, 8, 100)).forward(source).shuffle(Shuffle::Window { samples: 12 }, 1);
+    let builder =
+        Feeder::builder(&config(50, 1, 8, 100)).forward(source).shuffle(Shuffle::Window { samples: 12 }, 1);
     let feeder = builder.on_error(ErrorPolicy::Skip { at_most: 9 }).build().unwrap();
     let error = feeder.generate_epochs(1).unwrap().flatten().find_map(Result::err).unwrap();
     assert!(matches!(error, Error::Read { index: 20, .. }), "{error}");

@@ -42,7 +42,9 @@ impl MappedRows {
         let row = desc.len_in_memory()?;
         let start = usize::try_from(header).unwrap_or(usize::MAX);
         let body = map.len().checked_sub(start);
-        let body = body.ok_or_else(|| Error::file(path, format!("{} B, less than its header of {header} B", map.len())))?;
+        let body = body.ok_or_else(|| {
+            Error::file(path, format!("{} B, less than its header of {header} B", map.len()))
+        })?;
         if row == 0 {
             return Err(Error::setting("desc", &desc, "a record of no bytes; expected at least one element"));
         }

@@ -104,7 +104,9 @@ mod tests {
             let error = read_header(&file(1, header)).err().unwrap();
             assert!(error.contains(word), "{header}: {error}");
         }
-        for bytes in [&b"PK\x03\x04"[..], b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff", b"\x93NUMPY\x09\x00\x00\x00"] {
+        for bytes in
+            [&b"PK\x03\x04"[..], b"\x93NUMPY", b"\x93NUMPY\x01\x00\xff", b"\x93NUMPY\x09\x00\x00\x00"]
+        {
             assert!(read_header(bytes).is_err());
         }
     }
