@@ -7,14 +7,18 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use dd_core::error::Cause;
 use dd_core::{Budget, Bytes, Holder, Reservation, TensorDesc};
 
 use crate::error::{Error, Result};
 use crate::order::{Blocks, Order};
+use crate::primitive::{Condvar, Mutex, MutexGuard};
 use crate::shared::panicked;
+
+#[cfg(all(test, dd_shuttle))]
+mod interleavings;
 
 /// The rows of a source that was opened, one after the other.
 trait Rows: Send {

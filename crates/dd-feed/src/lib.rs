@@ -66,6 +66,7 @@ pub mod forward;
 pub mod order;
 pub mod permutation;
 pub mod plan;
+mod primitive;
 #[cfg(feature = "progress")]
 pub mod progress;
 mod seed;
