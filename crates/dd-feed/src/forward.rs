@@ -288,7 +288,7 @@ impl Windows {
         let mut last = None;
         for time in state.active.keys() {
             let (epoch, position) = (time / len.max(1), time % len.max(1));
-            let window = blocks_of(&*orders(epoch))?.window_of(position);
+            let window = blocks_of(&orders(epoch))?.window_of(position);
             let from = match last {
                 Some((before, number)) if before == epoch => number + 1,
                 _ => window,

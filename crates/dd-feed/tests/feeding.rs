@@ -1,5 +1,5 @@
 //! What a feed delivers: every sample exactly once, whatever the threads, ranks, orders and errors; and where it stands.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -59,8 +59,10 @@ fn contents(batch: &Batch<HostTensor, HostTensor>) -> Vec<(u64, u64)> {
 
 type Plain = Epochs<dd_core::HostBackend, HostTensor, HostTensor>;
 
-/// All samples of each epoch, in the order of delivery, and the sizes of the batches.
-fn run(epochs: Plain) -> Vec<(Vec<(u64, u64)>, Vec<usize>)> {
+/// All samples of an epoch, in the order of delivery, and the sizes of the batches.
+type Run = (Vec<(u64, u64)>, Vec<usize>);
+
+fn run(epochs: Plain) -> Vec<Run> {
     epochs
         .map(|epoch| {
             let (mut all, mut sizes) = (Vec::new(), Vec::new());

@@ -1,6 +1,6 @@
 //! What the allocator says is never more than the budget and a twentieth, over 1,000 random configurations. One test, because the
 //! allocator's counters belong to the whole process.
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs, reason = "tests")]
 
 use std::borrow::Cow;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,5 @@
 //! The sources: right bytes for every identity, and an error that names the file for everything that is wrong with it.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, missing_docs, reason = "tests")]
 
 use std::collections::HashMap;
 use std::fs;
