@@ -7,7 +7,7 @@
 //! | `DD_BENCH_ROUNDS` | rounds in which the contestants take turns, at least 10, in `paging` 3 | 20 |
 //! | `DD_BENCH_DIR` | a folder on the disk to be measured | Cargo's temporary folder in `target` |
 //! | `DD_BENCH_BLOCK` | prompts that `paging` runs as a block | 64 |
-//! | `DD_BENCH_PEERS` | the Python that has accelerate, for `paging`; `cargo xtask bench --peers` sets it | none: no peers |
+//! | `DD_BENCH_PEERS` | the Python that has torch and accelerate, for `paging` and `feed`; `cargo xtask bench --peers` sets it | none: no peers |
 //! | `DD_BENCH_JSON` | where it is set, `paging` prints JSON after its table; `cargo xtask bench --json` sets it | |
 //!
 //! With `--test` (as `cargo test --benches` runs a suite too) everything is small and runs once: that shows that a suite

@@ -338,7 +338,7 @@ impl InplaceOp1 for Lend<'_, '_> {
         let target = storage::bytes_mut(target);
         let (whole, end) = (target.len(), start.saturating_add(self.len));
         let outside = || candle_core::Error::Msg(format!("bytes {start}..{end} of storage of {whole} B"));
-        (self.fill.borrow_mut())(target.get_mut(start..end).ok_or_else(outside)?);
+        (*self.fill.borrow_mut())(target.get_mut(start..end).ok_or_else(outside)?);
         Ok(())
     }
 }

@@ -135,7 +135,7 @@ impl Reclaim for Cache {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dd_shuttle)))]
 mod tests {
     use proptest::prelude::*;
 

@@ -316,7 +316,7 @@ impl OrderQuality {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dd_shuttle)))]
 mod tests {
     use proptest::prelude::*;
 

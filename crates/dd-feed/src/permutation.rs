@@ -100,7 +100,7 @@ impl Permutation {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dd_shuttle)))]
 mod tests {
     use proptest::prelude::*;
 

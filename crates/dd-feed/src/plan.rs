@@ -191,7 +191,7 @@ impl fmt::Display for FeedPlan {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dd_shuttle)))]
 mod tests {
     use std::sync::Arc;
 

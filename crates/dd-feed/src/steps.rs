@@ -89,7 +89,7 @@ impl Steps {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dd_shuttle)))]
 mod tests {
     use proptest::prelude::*;
 

@@ -65,7 +65,7 @@ fn dtype(text: &str) -> Result<DType, String> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(dd_shuttle)))]
 mod tests {
     use proptest::prelude::*;
 
