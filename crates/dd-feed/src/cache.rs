@@ -135,7 +135,8 @@ impl Reclaim for Cache {
     }
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use proptest::prelude::*;
 

@@ -137,7 +137,8 @@ fn to_16(table: &[[u8; 2]; 256], from: &[u8], to: &mut [u8]) {
     }
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use super::*;
 

@@ -316,7 +316,8 @@ impl OrderQuality {
     }
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use proptest::prelude::*;
 

@@ -191,7 +191,8 @@ impl fmt::Display for FeedPlan {
     }
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use std::sync::Arc;
 

@@ -78,7 +78,8 @@ fn check(bytes: &[u8; FeedState::BYTES]) -> u32 {
     u32::try_from(sum >> 32).unwrap_or(0)
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use proptest::prelude::*;
 

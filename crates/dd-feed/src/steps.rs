@@ -89,7 +89,8 @@ impl Steps {
     }
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use proptest::prelude::*;
 

@@ -65,7 +65,8 @@ fn dtype(text: &str) -> Result<DType, String> {
     }
 }
 
-#[cfg(all(test, not(dd_shuttle)))]
+#[cfg(test)]
+#[cfg(not(dd_shuttle))]
 mod tests {
     use proptest::prelude::*;
 
