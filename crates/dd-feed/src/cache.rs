@@ -41,6 +41,7 @@ impl Cache {
 
     /// What it holds, as it is accounted.
     #[cfg(test)]
+    #[cfg(not(dd_shuttle))]
     pub(crate) fn bytes(&self) -> Bytes {
         self.lock().room.as_ref().map_or(Bytes::ZERO, Reservation::bytes)
     }
