@@ -8,7 +8,7 @@
 //! | `DD_BENCH_DIR` | a folder on the disk to be measured | Cargo's temporary folder in `target` |
 //! | `DD_BENCH_BLOCK` | prompts that `paging` runs as a block | 64 |
 //! | `DD_BENCH_ONLY` | contestants that take part in `paging`, as `in_memory,paged` | all of them |
-//! | `DD_BENCH_PEERS` | the Python that has the peers; `cargo xtask bench --peers` sets it | `paging`: none; `monitor` and `scale`: `python3`, where it has them |
+//! | `DD_BENCH_PEERS` | the Python that has the peers; `cargo xtask bench --peers` sets it | `paging`, `feed`: none; `monitor` and `scale`: `python3`, where it has them |
 //! | `DD_BENCH_JSON` | where it is set, `paging` prints JSON after its table; `cargo xtask bench --json` sets it | |
 //!
 //! With `--test` (as `cargo test --benches` runs a suite too) everything is small and runs once: that shows that a suite

@@ -6,6 +6,7 @@
 //! | `custom_config` | the options: presets, a builder, JSON, and what a choice does to the plan |
 //! | `manual_control` | selecting modules, sending them away and back, changing weights, ending the management |
 //! | `transformer_budget` | a transformer within half of its weights: output, bytes read and peak, against the plan |
+//! | `feed_training` | a classifier trained on a data set of several times the memory: the batch size from a plan, loss and memory as pictures |
 //! | `sentence_latency` | a sentence classifier's 50th and 99th percentile, unmanaged and in half of the memory |
 //!
 //! Run one with `cargo run -p dd-examples --bin automatic`. Each makes a small checkpoint of its own in a temporary

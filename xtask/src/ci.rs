@@ -47,7 +47,7 @@ const STAGES: &[Stage] = &[
         run: |w| features(w).into(),
     },
     Stage { name: "fixtures", about: "the test model is there, byte for byte", run: fixtures },
-    Stage { name: "shuttle", about: "the budget holds under any interleaving", run: |w| shuttle(w).into() },
+    Stage { name: "shuttle", about: "the budget and the windows of a feed hold under any interleaving", run: |w| shuttle(w).into() },
     Stage { name: "test", about: "unit, integration and documentation tests", run: |w| test(w).into() },
     Stage { name: "examples", about: "each example program runs", run: |w| examples(w).into() },
     Stage {
@@ -154,8 +154,11 @@ fn fixtures(workspace: &Workspace) -> Outcome {
 /// In a target directory of its own: the flag changes every dependency.
 fn shuttle(workspace: &Workspace) -> Result<()> {
     let target = workspace.target_named("shuttle")?;
-    let test = ["test", "-p", "dd-core", "--test", "budget_shuttle", "--target-dir", &target];
-    workspace.cargo_with(&[("RUSTFLAGS", "--cfg dd_shuttle")], &test)
+    let flag = [("RUSTFLAGS", "--cfg dd_shuttle")];
+    let budget = ["test", "-p", "dd-core", "--test", "budget_shuttle", "--target-dir", &target];
+    workspace.cargo_with(&flag, &budget)?;
+    let windows = ["test", "-p", "dd-feed", "--lib", "--target-dir", &target, "interleavings"];
+    workspace.cargo_with(&flag, &windows)
 }
 
 fn test(workspace: &Workspace) -> Result<()> {

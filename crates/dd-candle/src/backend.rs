@@ -7,6 +7,7 @@
 //! To an NVIDIA device bytes go through page-locked host memory, on a stream of their own, so that copies run while the
 //! device computes. That memory is host memory like any other, and counts: [`CandleBackend::staging_limit`].
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use candle_core::backend::{BackendDevice as _, BackendStorage as _};
@@ -216,6 +217,23 @@ impl Backend for CandleBackend {
         tensor.inplace_op1(&fill).map_err(|error| self.failed("write", tier, Bytes::of(bytes.len()), error))
     }
 
+    /// Lends what is in host memory.
+    fn fill(&self, tensor: &mut Tensor, fill: &mut dyn FnMut(&mut [u8])) -> Result<bool> {
+        let tier = self.tier_of(tensor);
+        if tier != Tier::Host {
+            return Ok(false);
+        }
+        self.write(tensor, 0, &[])?; // The same refusals.
+        let desc = self.describe(tensor)?;
+        if desc.bytes() == Bytes::ZERO {
+            fill(&mut []);
+            return Ok(true);
+        }
+        let lend = Lend { len: desc.len_in_memory()?, fill: RefCell::new(fill) };
+        tensor.inplace_op1(&lend).map_err(|error| self.failed("fill", tier, desc.bytes(), error))?;
+        Ok(true)
+    }
+
     fn read(&self, tensor: &Tensor, offset: usize, out: &mut [u8]) -> Result<()> {
         let desc = self.describe(tensor)?;
         check_range(offset, out.len(), desc.len_in_memory()?)?;
@@ -306,6 +324,27 @@ impl InplaceOp1 for Fill<'_> {
     fn cuda_fwd(&self, target: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
         let start = start_in_bytes(layout, target.dtype(), self.offset);
         self.transfer.write(target, start, self.bytes)
+    }
+}
+
+/// Lends the storage of a contiguous tensor in host memory.
+struct Lend<'a, 'b> {
+    len: usize,
+    fill: RefCell<&'a mut (dyn FnMut(&mut [u8]) + 'b)>,
+}
+
+impl InplaceOp1 for Lend<'_, '_> {
+    fn name(&self) -> &'static str {
+        "lend"
+    }
+
+    fn cpu_fwd(&self, target: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let start = start_in_bytes(layout, target.dtype(), 0);
+        let target = storage::bytes_mut(target);
+        let (whole, end) = (target.len(), start.saturating_add(self.len));
+        let outside = || candle_core::Error::Msg(format!("bytes {start}..{end} of storage of {whole} B"));
+        (*self.fill.borrow_mut())(target.get_mut(start..end).ok_or_else(outside)?);
+        Ok(())
     }
 }
 

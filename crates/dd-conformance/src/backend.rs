@@ -15,6 +15,8 @@ const SMALL: Bytes = Bytes::mib(64);
 ///   [`Error::InvalidArgument`] and changes nothing; `upload` and `download` are their whole;
 /// - a tensor that is shared is never called unique; a write to it is refused or seen through both handles; where the
 ///   backend can tell, a new tensor and the last of several handles are unique;
+/// - `fill` lends all of a tensor's bytes once, as `write` and `read` see them, or says that it does not and lends
+///   nothing; it refuses a shared tensor where `write` does;
 /// - `describe`, `tier_of`, `tiers` and `memory` agree, and no figure is above the total;
 /// - what cannot be is refused in its own words: [`Error::UnsupportedTier`], [`Error::UnsupportedDType`] (`F32` must
 ///   be there), [`Error::Mismatch`] for a wrong length, [`Error::OutOfMemory`] (never an abort) for a tensor of 2⁶² B,
@@ -39,6 +41,7 @@ pub fn backend<B: Backend>(backend: &B) {
         }
         check_ranges(backend, *tier);
         check_sharing(backend, *tier);
+        check_lending(backend, *tier);
         check_capacity(backend, *tier);
         check_threads(backend, *tier);
         done(backend.synchronize(*tier), format_args!("synchronize of {tier}"));
@@ -129,6 +132,30 @@ fn check_ranges<B: Backend>(backend: &B, tier: Tier) {
         );
         refused!(backend.read(&tensor, offset, &mut bytes), Error::InvalidArgument { .. }, "read of {what}");
         holds(backend, &tensor, &expected, &format!("after the refused write of {what}"));
+    }
+}
+
+fn check_lending<B: Backend>(backend: &B, tier: Tier) {
+    for desc in [desc(&[3, 5], DType::F32), desc(&[0, 5], DType::F32)] {
+        let (before, after) = (contents(&desc, 1), contents(&desc, 2));
+        let mut tensor = filled(backend, &desc, tier, 1);
+        let mut calls = 0;
+        let mut fill = |bytes: &mut [u8]| {
+            calls += 1;
+            assert!(bytes == before, "{tier}: fill of {desc} lends other bytes than the tensor's");
+            bytes.copy_from_slice(&after);
+        };
+        let lent = done(backend.fill(&mut tensor, &mut fill), format_args!("fill of {desc} in {tier}"));
+        assert_eq!(calls, usize::from(lent), "{tier}: how often fill of {desc} called");
+        holds(backend, &tensor, if lent { &after } else { &before }, &format!("{tier}: {desc} after fill"));
+        let other = backend.share(&tensor);
+        let refuses = backend.write(&mut tensor, 0, &after).is_err();
+        let filled = backend.fill(&mut tensor, &mut |bytes| bytes.fill(1));
+        assert!(
+            !(lent && refuses) || filled.is_err(),
+            "{tier}: fill lends a shared tensor that write refuses"
+        );
+        drop(other);
     }
 }
 

@@ -54,6 +54,16 @@ pub trait Backend: Send + Sync + 'static {
     /// [`Error::InvalidArgument`] past the end; whatever the library says.
     fn read(&self, tensor: &Self::Tensor, offset: usize, out: &mut [u8]) -> Result<()>;
 
+    /// Lends the dense row-major bytes of a tensor's storage to `fill`, so that they can be made where they will be used, and says
+    /// whether it did. `false`, without calling `fill`, where the library cannot lend them, as those of a device: then
+    /// [`write`](Self::write) is the way.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write); `fill` is then not called.
+    fn fill(&self, _tensor: &mut Self::Tensor, _fill: &mut dyn FnMut(&mut [u8])) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Another handle to the same storage.
     fn share(&self, tensor: &Self::Tensor) -> Self::Tensor;
 

@@ -470,6 +470,17 @@ impl Reservation {
         Ok(())
     }
 
+    /// Takes more only if it fits at once, as [`Budget::try_reserve`] would: for holders that are reclaimers themselves, and hold a
+    /// lock of theirs.
+    ///
+    /// # Errors
+    /// As [`grow`](Self::grow), without having asked anyone.
+    pub fn try_grow(&mut self, more: Bytes) -> Result<()> {
+        lock(&self.budget.node.tree).take(self.budget.node.id, more, &self.holder)?;
+        self.bytes += more;
+        Ok(())
+    }
+
     /// Gives back all but `keep`; keeps what it has where that is less.
     pub fn shrink_to(&mut self, keep: Bytes) {
         let surplus = self.bytes.saturating_sub(keep);

@@ -125,10 +125,6 @@ impl Backend for HostBackend {
 
     fn write(&self, tensor: &mut HostTensor, offset: usize, bytes: &[u8]) -> Result<()> {
         let range = check_range(offset, bytes.len(), tensor.storage.bytes.len())?;
-        let shared = || Error::InvalidArgument {
-            argument: "tensor",
-            reason: "its storage is shared with another handle; write to a tensor of its own".to_owned(),
-        };
         let storage = Arc::get_mut(&mut tensor.storage).ok_or_else(shared)?;
         if let Some(target) = storage.bytes.get_mut(range) {
             target.copy_from_slice(bytes);
@@ -144,6 +140,12 @@ impl Backend for HostBackend {
         Ok(())
     }
 
+    fn fill(&self, tensor: &mut HostTensor, fill: &mut dyn FnMut(&mut [u8])) -> Result<bool> {
+        let storage = Arc::get_mut(&mut tensor.storage).ok_or_else(shared)?;
+        fill(&mut storage.bytes);
+        Ok(true)
+    }
+
     fn share(&self, tensor: &HostTensor) -> HostTensor {
         tensor.clone()
     }
@@ -156,6 +158,14 @@ impl Backend for HostBackend {
         let usage = self.tier(tier)?.usage();
         let available = usage.limit.saturating_sub(usage.used);
         Ok(MemorySample { total: usage.limit, used: usage.used, available })
+    }
+}
+
+/// The error for storage that may not be changed.
+fn shared() -> Error {
+    Error::InvalidArgument {
+        argument: "tensor",
+        reason: "its storage is shared with another handle; write to a tensor of its own".to_owned(),
     }
 }
 

@@ -37,7 +37,12 @@ use crate::threshold::Crossing;
 #[cfg(feature = "plot")]
 mod canvas;
 #[cfg(feature = "plot")]
+mod curve;
+#[cfg(feature = "plot")]
 mod plot;
+
+#[cfg(feature = "plot")]
+pub use curve::plot_curves;
 
 /// The most rows that are kept unless something else is said.
 pub const DEFAULT_MOST: usize = 8192;

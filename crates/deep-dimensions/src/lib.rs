@@ -10,11 +10,14 @@
 //! | [`offload`] | `dd-offload` | weights that do not fit: checkpoints, plans, transfer, the manager |
 //! | [`pager`] | `dd-pager` | the same under code that cannot be changed: demand paging (Linux) |
 //! | [`scale`] | `dd-scale` | which sizes fit: dimensions and batches |
+//! | `feed` | `dd-feed` | batches within a memory limit: plan, feeder, shuffling, resuming (feature `feed`, on by default) |
 //! | `candle` | `dd-candle` | candle tensors and managed candle modules (feature `candle`, on by default) |
 
 #[cfg(feature = "candle")]
 pub use dd_candle as candle;
 pub use dd_core as core;
+#[cfg(feature = "feed")]
+pub use dd_feed as feed;
 pub use dd_monitor as monitor;
 pub use dd_offload as offload;
 pub use dd_pager as pager;
