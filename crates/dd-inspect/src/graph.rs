@@ -190,6 +190,17 @@ impl Graph {
         self.inputs.iter().any(|input| input.axes.contains(&Axis::Seq))
     }
 
+    /// The same network with attention that never holds all its scores at once, as fused kernels do.
+    #[must_use]
+    pub fn with_fused_attention(mut self) -> Self {
+        for module in &mut self.modules {
+            if let Layer::Attention(attention) = &mut module.layer {
+                attention.scores = false;
+            }
+        }
+        self
+    }
+
     /// The module of a node.
     pub(crate) fn module_of(&self, node: &Node) -> Option<&Module> {
         self.modules.get(node.module.0)
