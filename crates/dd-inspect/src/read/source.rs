@@ -1,7 +1,7 @@
 //! [`Source`]: a file that is read forward in small pieces, every length checked against what is left.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use dd_core::Bytes;
@@ -146,12 +146,5 @@ impl<R: Input> Source<R> {
         self.expect(len, "a header")?;
         self.position += len;
         Ok((&mut self.reader).take(len))
-    }
-
-    /// Back to an earlier place, or ahead.
-    pub(crate) fn go(&mut self, position: u64) -> Result<()> {
-        self.reader.seek(SeekFrom::Start(position.min(self.len))).map_err(|error| self.failed(error))?;
-        self.position = position.min(self.len);
-        Ok(())
     }
 }
