@@ -16,12 +16,7 @@
 
 #[path = "../../crates/dd-inspect/tests/support/dags.rs"]
 mod dags;
-#[allow(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    dead_code,
-    reason = "files made by hand for tests, of which two are used here"
-)]
+#[allow(dead_code, reason = "of the files that tests make, two are used here")]
 #[path = "../../crates/dd-inspect/tests/support/files.rs"]
 mod files;
 
@@ -123,7 +118,9 @@ fn plans(dags: u32) -> Result<()> {
         let ratio = plan.size.fraction_of(plan.lower_bound);
         outcomes.push(Outcome { count, ratio, optimal: plan.optimal, took });
     }
-    for (name, low, high) in [("all", 0, MOST), ("up to 30", 0, 30), ("31 to 1000", 31, 1000), ("above 1000", 1001, MOST)] {
+    for (name, low, high) in
+        [("all", 0, MOST), ("up to 30", 0, 30), ("31 to 1000", 31, 1000), ("above 1000", 1001, MOST)]
+    {
         let of: Vec<&Outcome> = outcomes.iter().filter(|one| (low..=high).contains(&one.count)).collect();
         let count = of.len().max(1) as f64;
         let mean = of.iter().map(|one| one.ratio).sum::<f64>() / count;

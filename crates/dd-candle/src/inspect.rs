@@ -85,7 +85,10 @@ pub fn measure<T>(size: usize, step: impl FnOnce(usize) -> candle_core::Result<T
 ///
 /// # Errors
 /// As [`measure`]; [`dd_inspect::Error::Trace`] where the step does not do the same at each size.
-pub fn trace<T>(sizes: &[usize], mut step: impl FnMut(usize) -> candle_core::Result<T>) -> Result<TraceModel> {
+pub fn trace<T>(
+    sizes: &[usize],
+    mut step: impl FnMut(usize) -> candle_core::Result<T>,
+) -> Result<TraceModel> {
     if let Some(size) = sizes.iter().copied().max() {
         step(size).map(drop).map_err(|source| Error::Candle { size, source })?;
     }

@@ -112,7 +112,8 @@ fn step(network: Network, way: Way, batch: usize) -> Result<()> {
     let y = network(&vb, batch)?;
     if way == Way::Training {
         // In the order of their names: a map's own order is another in every run.
-        let mut named: Vec<_> = map.data().lock().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut named: Vec<_> =
+            map.data().lock().unwrap().iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         named.sort_by(|a, b| a.0.cmp(&b.0));
         let vars = named.into_iter().map(|(_, var)| var).collect();
         let mut optimizer = AdamW::new(vars, ParamsAdamW::default())?;
@@ -134,7 +135,9 @@ fn the_traced_peak_is_never_below_what_is_measured_and_within_two_percent() {
                 let ratio = said as f64 / measured as f64;
                 println!("{name} {way:?} {batch}: said {said}, measured {measured}, ratio {ratio:.4}");
                 if !(1.0..=1.02).contains(&ratio) {
-                    wrong.push(format!("{name} {way:?} {batch}: said {said}, measured {measured}: {ratio:.4}"));
+                    wrong.push(format!(
+                        "{name} {way:?} {batch}: said {said}, measured {measured}: {ratio:.4}"
+                    ));
                 }
             }
         }

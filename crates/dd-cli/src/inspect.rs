@@ -64,7 +64,8 @@ impl InspectArgs {
     }
 
     fn work(&self, stored: Option<DType>) -> Work {
-        let dtype = self.dtype.or(stored.filter(|dtype| dtype.element_bytes().is_some())).unwrap_or(DType::F32);
+        let dtype =
+            self.dtype.or(stored.filter(|dtype| dtype.element_bytes().is_some())).unwrap_or(DType::F32);
         let precision = if self.mixed { Precision::mixed(dtype) } else { Precision::all(dtype) };
         match self.train {
             Some(optimizer) => Work::Training(Training { precision, optimizer }),
@@ -102,7 +103,8 @@ pub fn inspect(args: &InspectArgs) -> Result<Report> {
         fits: None,
         without_network: found.reason,
     };
-    let graph = found.graph.map(|graph| if args.fused_attention { graph.with_fused_attention() } else { graph });
+    let graph =
+        found.graph.map(|graph| if args.fused_attention { graph.with_fused_attention() } else { graph });
     let Some(graph) = graph else {
         if args.plot.is_some() {
             let reason = report.without_network.as_deref().unwrap_or("the file holds weights alone");
@@ -132,7 +134,11 @@ pub fn inspect(args: &InspectArgs) -> Result<Report> {
 fn find(path: &Path) -> Result<Found> {
     let limits = ReadLimits::default();
     if !path.exists() {
-        return Err(CliError::input(path.display(), "there is no such folder or file", "give one that is there"));
+        return Err(CliError::input(
+            path.display(),
+            "there is no such folder or file",
+            "give one that is there",
+        ));
     }
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let end = path.extension().and_then(|end| end.to_str()).unwrap_or_default().to_ascii_lowercase();
@@ -155,7 +161,13 @@ fn find(path: &Path) -> Result<Found> {
             Ok(graph) => (Some(graph), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        return Ok(Found { format: "ONNX".to_owned(), graph, reason, weights: Some(model.weights), dtype: None });
+        return Ok(Found {
+            format: "ONNX".to_owned(),
+            graph,
+            reason,
+            weights: Some(model.weights),
+            dtype: None,
+        });
     }
     let weights = WeightFiles::open(path, &limits).map_err(refused)?;
     let dtype = most_common(&weights);

@@ -75,9 +75,15 @@ fn the_text_reads_like_a_table() {
     tiny::write_tiny(Family::Qwen2, folder.path(), 1 << 20, 3).unwrap();
     let output = deepdim(&["inspect", text(folder.path()), "--train", "adamw"]);
     let said = String::from_utf8(output.stdout).unwrap();
-    for expected in
-        ["Layer", "Mult-adds", "model.layers.0.self_attn.q_proj", "(shared)", "Live peak", "optimizer state", "Largest batch"]
-    {
+    for expected in [
+        "Layer",
+        "Mult-adds",
+        "model.layers.0.self_attn.q_proj",
+        "(shared)",
+        "Live peak",
+        "optimizer state",
+        "Largest batch",
+    ] {
         assert!(said.contains(expected), "{expected:?} is not in\n{said}");
     }
 }

@@ -24,6 +24,9 @@ use crate::program::{BufferId, Program};
 /// Problems of at most so many blocks are searched exactly.
 pub const MOST_EXACT: usize = 48;
 
+/// Problems of more blocks are large.
+const LARGE: usize = 1200;
+
 /// A piece of memory with the time in which it is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Block {
@@ -227,26 +230,35 @@ impl Problem {
     }
 }
 
+/// Looks for a placement within a budget of work; the seed tells two searches of a kind apart.
+type Search = fn(&Problem, u64, &mut u64) -> Option<Found>;
+
 fn solve(problem: &Problem, work: u64) -> Found {
     if problem.items.is_empty() {
         return Found { offsets: Vec::new(), top: 0, proven: true };
     }
-    let mut best = shelf::best_fit_by_size(problem);
-    let mut budget = work;
-    let searches: [fn(&Problem, &Found, u64, &mut u64) -> Option<Found>; 3] =
-        [skyline::search, shelf::repair, skyline::search];
-    for (search, share) in searches.into_iter().zip([3, 2, 1]) {
-        if best.top <= problem.bound {
-            break;
+    // In a large problem each pass costs, and what repairs a whole placement gets furthest; in a small one passes are cheap.
+    let large = problem.items.len() > LARGE;
+    let mut best = if large { shelf::in_order(problem) } else { shelf::best_fit_by_size(problem) };
+    let searches: [(Search, u64, u64); 3] = if large {
+        [(shelf::repair, 0, 3), (skyline::search, 0, 1), (skyline::search, 1, 0)]
+    } else {
+        [(skyline::search, 0, 2), (shelf::repair, 0, 1), (skyline::search, 1, 1)]
+    };
+    let (mut budget, mut shares) = (work, searches.iter().map(|(_, _, share)| share).sum::<u64>());
+    for (search, seed, share) in searches {
+        if best.top <= problem.bound || share == 0 {
+            continue;
         }
-        let mut part = budget / share;
-        let given = part;
-        if let Some(found) = search(problem, &best, u64::from(share == 1), &mut part)
+        let given = budget / shares.max(1) * share;
+        let mut left = given;
+        if let Some(found) = search(problem, seed, &mut left)
             && found.top < best.top
         {
             best = found;
         }
-        budget -= given - part.min(given);
+        budget -= given - left.min(given);
+        shares -= share;
     }
     best.proven = best.top <= problem.bound;
     if !best.proven && problem.items.len() <= MOST_EXACT {

@@ -81,11 +81,14 @@ impl TraceModel {
     /// Of recordings at three or more different sizes; the others than the first three only tell how sure it is.
     ///
     /// # Errors
-    /// [`Error::Trace`] for fewer recordings, or where they are not of the same events in the same order.
+    /// [`Error::Trace`] for fewer recordings, or where they are not of the same events in the same order; what is freed
+    /// between two allocations may be freed in any order (that of a hash map is another in every run).
     pub fn fit(recordings: &[(usize, Recording)]) -> Result<Self> {
-        let mut sorted: Vec<&(usize, Recording)> = recordings.iter().collect();
-        sorted.sort_by_key(|(size, _)| *size);
-        sorted.dedup_by_key(|(size, _)| *size);
+        let mut tidy: Vec<(usize, Recording)> =
+            recordings.iter().map(|(size, recording)| (*size, recording.tidied())).collect();
+        tidy.sort_by_key(|(size, _)| *size);
+        tidy.dedup_by_key(|(size, _)| *size);
+        let sorted: Vec<&(usize, Recording)> = tidy.iter().collect();
         let (Some(first), Some(last)) = (sorted.first(), sorted.last()) else {
             return Err(Error::Trace { problem: "there is none".to_owned() });
         };

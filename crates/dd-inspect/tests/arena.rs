@@ -19,7 +19,8 @@ fn plan(blocks: &[Block], work: u64) -> ArenaPlan {
 fn brute_force(blocks: &[Block]) -> u64 {
     fn place(blocks: &[Block], left: &mut Vec<usize>, placed: &mut Vec<(usize, u64)>, best: &mut u64) {
         if left.is_empty() {
-            *best = (*best).min(placed.iter().map(|(at, offset)| blocks[*at].size + offset).max().unwrap_or(0));
+            *best =
+                (*best).min(placed.iter().map(|(at, offset)| blocks[*at].size + offset).max().unwrap_or(0));
             return;
         }
         for index in 0..left.len() {

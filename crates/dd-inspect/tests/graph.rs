@@ -7,7 +7,9 @@ mod networks;
 use dd_core::{Bytes, CostModel, DType};
 use dd_inspect::estimate::{NetworkCost, Work};
 use dd_inspect::graph::{Axis, Graph, GraphBuilder, Sizes};
-use dd_inspect::layer::{Activation, Attention, Cell, Conv, Layer, Norm, NormKind, Pool, PoolKind, Recurrent, Target};
+use dd_inspect::layer::{
+    Activation, Attention, Cell, Conv, Layer, Norm, NormKind, Pool, PoolKind, Recurrent, Target,
+};
 use dd_inspect::program::{Inference, Optimizer, Precision, Role, Training};
 use dd_inspect::trace::{Event, Recording, TraceModel};
 use dd_inspect::{Error, InspectNetwork};
@@ -48,7 +50,11 @@ fn shapes_follow_from_inputs() {
         (conv(Conv::square(4, 6, 3)), &[2, 4, 8], Err("2 axes")),
         (Layer::Pool(Pool::square(PoolKind::Max, 2)), &[1, 3, 5, 4], Ok(&[1, 3, 2, 2])),
         (Layer::Pool(Pool::global(PoolKind::Average)), &[1, 3, 5, 4], Ok(&[1, 3, 1, 1])),
-        (Layer::Norm(Norm { kind: NormKind::Group(4), width: 6, scale: true, shift: true }), &[1, 6], Err("4 groups")),
+        (
+            Layer::Norm(Norm { kind: NormKind::Group(4), width: 6, scale: true, shift: true }),
+            &[1, 6],
+            Err("4 groups"),
+        ),
         (Layer::layer_norm(6), &[2, 5], Err("6 channels")),
         (Layer::Embedding { count: 9, width: 4 }, &[2, 7], Ok(&[2, 7, 4])),
         (Layer::Position { count: 9, width: 4 }, &[2, 10, 4], Err("at most 9")),
@@ -75,9 +81,17 @@ fn shapes_follow_from_inputs() {
             (found, expected) => panic!("{layer:?}: expected {expected:?}, found {found:?}"),
         }
     }
-    let attention =
-        Attention { heads: 4, kv_heads: 3, head_dim: 2, causal: true, window: None, cached: true, scores: true };
-    let refused = Layer::Attention(attention).output_shape(&[&[1, 2, 8], &[1, 2, 6], &[1, 2, 6]]).unwrap_err();
+    let attention = Attention {
+        heads: 4,
+        kv_heads: 3,
+        head_dim: 2,
+        causal: true,
+        window: None,
+        cached: true,
+        scores: true,
+    };
+    let refused =
+        Layer::Attention(attention).output_shape(&[&[1, 2, 8], &[1, 2, 6], &[1, 2, 6]]).unwrap_err();
     assert!(refused.contains("multiple of the key heads"), "{refused}");
     let refused = Layer::Concat { axis: 1 }.output_shape(&[&[1, 2], &[2, 2]]).unwrap_err();
     assert!(refused.contains("axis 1"), "{refused}");
@@ -110,7 +124,11 @@ fn shared_parameters_count_once() {
     let odds = networks::odds_and_ends(false).unwrap();
     let twice: Vec<_> = odds.table(Sizes::batch(1), Precision::default()).unwrap().rows;
     assert_eq!(twice.iter().filter(|row| row.kind == "Linear" && row.again).count(), 1);
-    assert_eq!(twice.iter().filter(|row| row.kind == "Linear" && row.trainable == 0).count(), 1, "the frozen one");
+    assert_eq!(
+        twice.iter().filter(|row| row.kind == "Linear" && row.trainable == 0).count(),
+        1,
+        "the frozen one"
+    );
     let text = table.to_string();
     assert!(text.contains("(shared)") && text.contains("Total parameters"), "{text}");
 }
@@ -118,7 +136,10 @@ fn shared_parameters_count_once() {
 #[test]
 fn multiply_adds_are_those_of_the_papers() {
     let table = |graph: Graph, sizes| graph.table(sizes, Precision::default()).unwrap();
-    assert_eq!(table(networks::mlp().unwrap(), Sizes::batch(3)).multiply_adds, 3 * (64 * 128 + 2 * 128 * 96 + 128 * 10));
+    assert_eq!(
+        table(networks::mlp().unwrap(), Sizes::batch(3)).multiply_adds,
+        3 * (64 * 128 + 2 * 128 * 96 + 128 * 10)
+    );
     let mut b = GraphBuilder::new("conv");
     let x = b.input("x", [Axis::Batch, Axis::Fixed(8), Axis::Fixed(10), Axis::Fixed(10)]);
     let y = b.conv(x, Conv::square(8, 16, 3).padding(1).groups(4)).unwrap();
@@ -127,7 +148,10 @@ fn multiply_adds_are_those_of_the_papers() {
         table(graph, sizes).rows.into_iter().find(|row| row.kind == kind).unwrap().multiply_adds
     };
     assert_eq!(row("Attention", networks::transformer().unwrap(), Sizes::new(2, 8)), 2 * 2 * 4 * 8 * 8 * 8);
-    assert_eq!(row("LSTM", networks::recurrent(Cell::Lstm).unwrap(), Sizes::new(2, 5)), 10 * 4 * 24 * (12 + 24));
+    assert_eq!(
+        row("LSTM", networks::recurrent(Cell::Lstm).unwrap(), Sizes::new(2, 5)),
+        10 * 4 * 24 * (12 + 24)
+    );
 }
 
 fn costs() -> Vec<(String, NetworkCost)> {
@@ -211,7 +235,8 @@ fn recordings_must_fit_together() {
     let free = Event::Free { allocation: 0 };
     let rows: [(&[Event], &str); 2] = [(&[one, one], "one has 2 events"), (&[one, one, one], "event 1")];
     for (other, expected) in rows {
-        let fitted = TraceModel::fit(&[(1, of(&[one, free, one])), (2, of(&[one, free, one])), (3, of(other))]);
+        let fitted =
+            TraceModel::fit(&[(1, of(&[one, free, one])), (2, of(&[one, free, one])), (3, of(other))]);
         let message = fitted.unwrap_err().to_string();
         assert!(message.contains(expected) || message.contains("one has 3"), "{message}");
     }

@@ -37,7 +37,9 @@ pub(super) fn draw(path: &Path, graph: &Graph, program: &Program, live: &Livenes
     if let Some(update) = program.steps().iter().position(|step| matches!(step.op, Op::Update(_))) {
         timeline.mark(at(update), "optimizer begins");
     }
-    timeline.plot(path).map_err(|error| CliError::input("--plot", error, "give a .svg or .png file in a folder that is there"))
+    timeline.plot(path).map_err(|error| {
+        CliError::input("--plot", error, "give a .svg or .png file in a folder that is there")
+    })
 }
 
 fn peak_mark(graph: &Graph, node: Option<usize>) -> String {
@@ -77,7 +79,8 @@ impl Bands {
     }
 
     fn at(&self, step: usize) -> Vec<(Role, deep_dimensions::core::Bytes)> {
-        let bytes = |band: &Vec<i128>| u64::try_from(band.get(step).copied().unwrap_or_default()).unwrap_or(0);
+        let bytes =
+            |band: &Vec<i128>| u64::try_from(band.get(step).copied().unwrap_or_default()).unwrap_or(0);
         self.0.iter().map(|(role, band)| (*role, bytes(band).into())).collect()
     }
 }

@@ -98,7 +98,9 @@ impl Needs {
         plan: &ArenaPlan,
         has_seq: bool,
     ) -> Self {
-        let work = args.train.map_or_else(|| "inference".to_owned(), |optimizer| format!("training with {optimizer}"));
+        let work = args
+            .train
+            .map_or_else(|| "inference".to_owned(), |optimizer| format!("training with {optimizer}"));
         Self {
             batch: args.batch,
             seq: has_seq.then_some(args.seq),
@@ -136,7 +138,11 @@ pub fn text(report: &Report) -> String {
     if let Some(parameters) = &report.parameters {
         let Parameters { files, tensors, elements, bytes, .. } = parameters;
         let elements = grouped(*elements);
-        line(&mut out, "Stored weights", &format!("{elements} in {tensors} tensors of {files} file(s), {bytes}"));
+        line(
+            &mut out,
+            "Stored weights",
+            &format!("{elements} in {tensors} tensors of {files} file(s), {bytes}"),
+        );
         for (dtype, bytes) in &parameters.by_dtype {
             line(&mut out, &format!("  of them {dtype}"), &bytes.to_string());
         }

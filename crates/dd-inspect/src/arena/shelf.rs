@@ -12,7 +12,7 @@ use std::collections::BinaryHeap;
 use super::{Found, Item, Problem, Random};
 
 /// Goals of the repair, as shares of the bound.
-const GOALS: [f64; 3] = [1.015, 1.005, 1.0];
+const GOALS: [f64; 4] = [1.019, 1.012, 1.004, 1.0];
 
 #[derive(Default)]
 struct Shelf {
@@ -25,24 +25,15 @@ struct Shelf {
 
 /// Best fit into the narrowest gap, the largest first: the order of most inference engines.
 pub(super) fn best_fit_by_size(problem: &Problem) -> Found {
-    let order = by_key(problem, |item| item.size as f64);
-    place_all(problem, &order)
+    let sizes: Vec<f64> = problem.items.iter().map(|item| item.size as f64).collect();
+    place_all(problem, &descending(&sizes), true)
 }
 
 /// What does not fit below the goal ejects what is cheapest to place again.
-pub(super) fn repair(problem: &Problem, _: &Found, _: u64, budget: &mut u64) -> Option<Found> {
+pub(super) fn repair(problem: &Problem, _: u64, budget: &mut u64) -> Option<Found> {
     let bound = problem.bound.max(1) as f64;
-    let crowded: Vec<f64> = problem
-        .items
-        .iter()
-        .map(|item| {
-            problem.load[item.first..=item.last].iter().copied().max().unwrap_or_default() as f64 / bound
-        })
-        .collect();
-    let keys: Vec<f64> =
-        problem.items.iter().zip(&crowded).map(|(item, crowd)| item.size as f64 * crowd.powi(10)).collect();
-    let mut order: Vec<usize> = (0..problem.items.len()).collect();
-    order.sort_by(|a, b| keys[*b].total_cmp(&keys[*a]));
+    let keys = crowded_sizes(problem);
+    let order = descending(&keys);
     let mut best: Option<Found> = None;
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for share in GOALS {
@@ -64,26 +55,36 @@ pub(super) fn repair(problem: &Problem, _: &Found, _: u64, budget: &mut u64) -> 
         }
         best = Some(found(problem, attempt.offsets));
     }
-    if best.is_none() {
-        // As far as the order alone gets.
-        best = Some(place_all(problem, &order));
-    }
     best
 }
 
-fn by_key(problem: &Problem, key: impl Fn(&Item) -> f64) -> Vec<usize> {
-    let keys: Vec<f64> = problem.items.iter().map(key).collect();
+/// First fit, the largest in the most crowded times first.
+pub(super) fn in_order(problem: &Problem) -> Found {
+    place_all(problem, &descending(&crowded_sizes(problem)), false)
+}
+
+/// Sizes, less where a block lives in times that are not crowded.
+fn crowded_sizes(problem: &Problem) -> Vec<f64> {
+    let bound = problem.bound.max(1) as f64;
+    let crowd = |item: &Item| {
+        problem.load[item.first..=item.last].iter().copied().max().unwrap_or_default() as f64 / bound
+    };
+    problem.items.iter().map(|item| item.size as f64 * crowd(item).powi(10)).collect()
+}
+
+fn descending(keys: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|a, b| keys[*b].total_cmp(&keys[*a]).then(a.cmp(b)));
     order
 }
 
-fn place_all(problem: &Problem, order: &[usize]) -> Found {
+fn place_all(problem: &Problem, order: &[usize], narrowest: bool) -> Found {
     let mut shelf = Shelf::default();
     let mut offsets = vec![0; problem.items.len()];
+    let mut unbounded = u64::MAX;
     for at in order {
         let item = problem.items[*at];
-        let offset = shelf.fit(item, u64::MAX, true, &mut u64::MAX.clone()).unwrap_or_default();
+        let offset = shelf.fit(item, u64::MAX, narrowest, &mut unbounded).unwrap_or_default();
         offsets[*at] = offset;
         shelf.insert(item, offset, *at);
     }

@@ -35,7 +35,7 @@ enum Preference {
 }
 
 /// Several passes; blocks that came out above the bound are preferred more in the next.
-pub(super) fn search(problem: &Problem, _: &Found, seed: u64, budget: &mut u64) -> Option<Found> {
+pub(super) fn search(problem: &Problem, seed: u64, budget: &mut u64) -> Option<Found> {
     let order = Order::new(problem);
     let mut bias = vec![0.0; problem.items.len()];
     let mut tried = bias.clone();
@@ -49,7 +49,13 @@ pub(super) fn search(problem: &Problem, _: &Found, seed: u64, budget: &mut u64) 
             for (tried, bias) in tried.iter_mut().zip(&bias) {
                 *tried = bias + 0.4 * random.fraction();
             }
-            PREFERENCES[[0, 4, 2, 3, 0, 4, 1][(random.next() % 7) as usize % 7]]
+            match random.next() % 7 {
+                0 | 1 => Preference::Critical,
+                2 | 3 => Preference::Covering,
+                4 => Preference::Long,
+                5 => Preference::Touching,
+                _ => Preference::Area,
+            }
         };
         let mut skyline = Skyline::new(problem, &order);
         skyline.run(preference, &tried, budget);

@@ -61,6 +61,20 @@ impl Recording {
         Bytes(peak_of(&self.events))
     }
 
+    /// With what is freed between two allocations in the order in which it was allocated.
+    pub(super) fn tidied(&self) -> Self {
+        let number = |event: &Event| match event {
+            Event::Allocate { .. } => usize::MAX,
+            Event::Free { allocation } => *allocation,
+        };
+        let mut events = self.events.clone();
+        let is_free = |event: &Event| matches!(event, Event::Free { .. });
+        for run in events.chunk_by_mut(|a, b| is_free(a) && is_free(b)) {
+            run.sort_by_key(number);
+        }
+        Self { events, ..self.clone() }
+    }
+
     pub(super) const fn beside(&self) -> Bytes {
         Bytes(self.beside)
     }

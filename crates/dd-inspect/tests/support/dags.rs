@@ -1,4 +1,9 @@
 //! Random DAGs of tensors, as blocks with lifetimes.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "small numbers of a test's own making"
+)]
 
 use dd_inspect::arena::Block;
 

@@ -1,4 +1,9 @@
 //! Small files in each format, made by hand.
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "small numbers of a test's own making"
+)]
 
 /// A safetensors file up to its data: its length and the JSON.
 pub(crate) fn with_length(json: &[u8]) -> Vec<u8> {
