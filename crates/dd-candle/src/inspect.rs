@@ -25,6 +25,9 @@
 //! # }
 //! ```
 //!
+//! What other threads hold at a moment (workspaces of products and convolutions) depends on how they are scheduled, and is the
+//! largest that was seen; with one worker of rayon's it is always the same.
+//!
 //! # Where candle holds more than is needed
 //!
 //! Compared with the live peak of the same network ([`dd_inspect::NetworkCost`]), candle 0.11 holds more in these places:

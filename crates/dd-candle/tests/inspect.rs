@@ -20,6 +20,12 @@ type Network = fn(&VarBuilder<'_>, usize) -> Result<Tensor>;
 const NETWORKS: [(&str, Network); 5] =
     [("mlp", mlp), ("cnn", cnn), ("unet", unet), ("transformer", transformer), ("lstm", recurrent)];
 
+/// One worker: how many of candle's threads hold a workspace at once is otherwise another in every run.
+fn one_worker() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| rayon::ThreadPoolBuilder::new().num_threads(1).build_global().unwrap());
+}
+
 fn ones(shape: &[usize]) -> Result<Tensor> {
     Tensor::ones(shape, DType::F32, &Device::Cpu)
 }
@@ -125,6 +131,7 @@ fn step(network: Network, way: Way, batch: usize) -> Result<()> {
 
 #[test]
 fn the_traced_peak_is_never_below_what_is_measured_and_within_two_percent() {
+    one_worker();
     let mut wrong = Vec::new();
     for (name, network) in NETWORKS {
         for way in [Way::Inference, Way::Variables, Way::Training] {
@@ -147,6 +154,7 @@ fn the_traced_peak_is_never_below_what_is_measured_and_within_two_percent() {
 
 #[test]
 fn variables_cost_more_than_tensors_in_a_forward_pass() {
+    one_worker();
     let peak = |way| measure(64, |batch| step(mlp, way, batch)).unwrap().peak().0;
     let (tensors, variables, training) = (peak(Way::Inference), peak(Way::Variables), peak(Way::Training));
     println!("tensors {tensors}, variables {variables}, training {training}");
@@ -155,6 +163,7 @@ fn variables_cost_more_than_tensors_in_a_forward_pass() {
 
 #[test]
 fn what_does_not_repeat_is_refused() {
+    one_worker();
     let mut calls = 0;
     let refused = trace(&[8, 16, 32], |batch| {
         calls += 1;

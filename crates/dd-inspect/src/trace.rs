@@ -54,8 +54,8 @@ pub struct TraceModel {
     events: Vec<Change>,
     /// The largest peak so far is held between sizes, so that more never costs less.
     least_size: usize,
-    /// What is not modelled: small allocations and other threads.
-    beside: Beside,
+    /// What is not modelled, before each event and after the last: small allocations and other threads.
+    beside: Vec<Beside>,
     uncertainty_fraction: f64,
 }
 
@@ -113,7 +113,7 @@ impl TraceModel {
             Self { events, least_size: first.0, beside: beside(&sorted), uncertainty_fraction: 0.0 };
         for (size, recording) in &sorted {
             let said = model.modelled(*size);
-            let missed = (recording.modelled_peak().0 as f64 / said.max(1.0) - 1.0).max(0.0);
+            let missed = (recording.peak().0 as f64 / said.max(1.0) - 1.0).max(0.0);
             model.uncertainty_fraction = model.uncertainty_fraction.max(missed);
         }
         Ok(model)
@@ -129,7 +129,9 @@ impl TraceModel {
     fn modelled(&self, size: usize) -> f64 {
         let mut sizes = Vec::new();
         let (mut live, mut peak) = (0.0f64, 0.0f64);
+        let mut beside = self.beside.iter().map(|beside| beside.at(size));
         for event in &self.events {
+            peak = peak.max(live + beside.next().unwrap_or_default());
             match event {
                 Change::Allocate(polynomial) => {
                     let bytes = polynomial.at(size as f64).max(0.0);
@@ -140,7 +142,7 @@ impl TraceModel {
                 Change::Free(allocation) => live -= sizes.get(*allocation).copied().unwrap_or_default(),
             }
         }
-        peak
+        peak.max(live + beside.next().unwrap_or_default())
     }
 }
 
@@ -154,7 +156,7 @@ impl CostModel for TraceModel {
         };
         // Below the smallest recording it costs no more than there.
         let size = size.max(self.least_size);
-        let bytes = self.modelled(size) * (1.0 + self.uncertainty_fraction) + self.beside.at(size);
+        let bytes = self.modelled(size) * (1.0 + self.uncertainty_fraction);
         if !(bytes < u64::MAX as f64) {
             return Err(dd_core::Error::SizeOverflow { what: format!("the recorded peak at size {size}") });
         }
@@ -168,7 +170,9 @@ impl Polynomial {
         let first = (y1 - y0) / (x1 - x0);
         let second = (y2 - y1) / (x2 - x1);
         let bend = (second - first) / (x2 - x0);
-        if bend <= 0.0 || bend * (x2 - x0) * (x2 - x0) < 0.5 {
+        // A curve that falls before it rises is taken for a line as well: more never costs less.
+        let falls = first < bend * (x1 - x0);
+        if bend <= 0.0 || falls || bend * (x2 - x0) * (x2 - x0) < 0.5 {
             // Not convex: the steeper of the lines through the last point stays above from there on.
             let slope =
                 if bend < 0.0 { ((y2 - y0) / (x2 - x0)).max(second) } else { (y2 - y0) / (x2 - x0) }.max(0.0);
@@ -207,13 +211,17 @@ fn change(at: usize, event: &Event, through: &[&(usize, Recording); 3]) -> Resul
     })
 }
 
-/// The most beside the modelled events, growing at the rate at which it grew from the first recording to the last.
-fn beside(sorted: &[&(usize, Recording)]) -> Beside {
-    let of = |recording: &Recording| recording.beside().0 as f64;
-    let (Some((low, first)), Some((high, last))) = (sorted.first(), sorted.last()) else {
-        return Beside::default();
+/// The most beside the modelled events at each place, growing at the rate at which it grew from the first recording to the
+/// last.
+fn beside(sorted: &[&(usize, Recording)]) -> Vec<Beside> {
+    let (Some((low, first)), Some((high, last))) = (sorted.first(), sorted.last()) else { return Vec::new() };
+    let places = first.beside().iter().zip(last.beside()).enumerate();
+    let of =
+        |at: usize, recording: &Recording| recording.beside().get(at).copied().unwrap_or_default() as f64;
+    let line = |(at, (first, last)): (usize, (&u64, &u64))| {
+        let per_size = (*last as f64 - *first as f64).max(0.0) / ((high - low).max(1) as f64);
+        let above = sorted.iter().map(|(size, one)| of(at, one) - per_size * *size as f64);
+        Beside { constant: above.fold(0.0, f64::max), per_size }
     };
-    let rise = (of(last) - of(first)).max(0.0) / ((high - low).max(1) as f64);
-    let most = sorted.iter().map(|(size, one)| of(one) - rise * *size as f64).fold(0.0, f64::max);
-    Beside { constant: most, per_size: rise }
+    places.map(line).collect()
 }

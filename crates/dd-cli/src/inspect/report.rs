@@ -169,7 +169,7 @@ fn rule(out: &mut String) {
 
 fn write_table(out: &mut String, table: &Table) {
     let mut grid = Grid::new();
-    grid.load_preset(NOTHING).set_header(["Layer", "Kind", "Input", "Output", "Parameters", "Mult-adds"]);
+    grid.load_style(NOTHING).set_header(["Layer", "Kind", "Input", "Output", "Parameters", "Mult-adds"]);
     let (rows, hidden) = shown(&table.rows);
     for row in rows {
         let parameters = match (row.parameters, row.again) {

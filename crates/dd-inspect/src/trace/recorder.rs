@@ -31,8 +31,9 @@ pub struct Recording {
     events: Vec<Event>,
     /// The most bytes that were alive at once of everything.
     peak: u64,
-    /// The most that were alive of what is no event: small allocations, and those of other threads.
-    beside: u64,
+    /// Before each event, and after the last, since the event before: the most that was alive of what is no event, small
+    /// allocations and those of other threads.
+    beside: Vec<u64>,
 }
 
 impl Recording {
@@ -40,7 +41,7 @@ impl Recording {
     #[must_use]
     pub fn new(events: Vec<Event>) -> Self {
         let peak = peak_of(&events);
-        Self { events, peak, beside: 0 }
+        Self { beside: vec![0; events.len() + 1], events, peak }
     }
 
     /// What happened, in order.
@@ -67,16 +68,22 @@ impl Recording {
             Event::Allocate { .. } => usize::MAX,
             Event::Free { allocation } => *allocation,
         };
-        let mut events = self.events.clone();
+        let (mut events, mut beside) = (self.events.clone(), self.beside.clone());
         let is_free = |event: &Event| matches!(event, Event::Free { .. });
+        let mut rest = beside.as_mut_slice();
         for run in events.chunk_by_mut(|a, b| is_free(a) && is_free(b)) {
             run.sort_by_key(number);
+            let (mine, others) = rest.split_at_mut(run.len().min(rest.len()));
+            let most = mine.iter().copied().max().unwrap_or_default();
+            mine.fill(most);
+            rest = others;
         }
-        Self { events, ..self.clone() }
+        Self { events, beside, peak: self.peak }
     }
 
-    pub(super) const fn beside(&self) -> Bytes {
-        Bytes(self.beside)
+    /// What was alive beside the events, before each of them and after the last.
+    pub(super) fn beside(&self) -> &[u64] {
+        &self.beside
     }
 }
 
@@ -107,6 +114,8 @@ struct Book {
     alive: HashMap<usize, (Option<usize>, u64)>,
     live: u64,
     live_beside: u64,
+    /// The most of that since the last event.
+    most_beside: u64,
 }
 
 /// The program's allocator: another, whose calls are written down while [`record`] runs.
@@ -183,6 +192,7 @@ fn begin(least: u64) {
         alive: HashMap::with_capacity(1 << 12),
         live: 0,
         live_beside: 0,
+        most_beside: 0,
     };
     *open() = Some(book);
     MINE.set(true);
@@ -193,7 +203,11 @@ fn end() -> Recording {
     MINE.set(false);
     RECORDING.store(false, Relaxed);
     let book = open().take();
-    book.map(|book| book.recording).unwrap_or_default()
+    let finish = |mut book: Book| {
+        book.recording.beside.push(book.most_beside);
+        book.recording
+    };
+    book.map(finish).unwrap_or_default()
 }
 
 fn open() -> MutexGuard<'static, Option<Book>> {
@@ -217,14 +231,20 @@ impl Book {
         let number = (mine && bytes >= self.least).then_some(self.allocations);
         if number.is_some() {
             self.allocations += 1;
-            self.recording.events.push(Event::Allocate { bytes });
+            self.event(Event::Allocate { bytes });
         } else {
             self.live_beside += bytes;
-            self.recording.beside = self.recording.beside.max(self.live_beside);
+            self.most_beside = self.most_beside.max(self.live_beside);
         }
         self.live += bytes;
         self.recording.peak = self.recording.peak.max(self.live);
         self.alive.insert(address, (number, bytes));
+    }
+
+    fn event(&mut self, event: Event) {
+        self.recording.beside.push(self.most_beside);
+        self.recording.events.push(event);
+        self.most_beside = self.live_beside;
     }
 
     fn freed(&mut self, address: usize) {
@@ -232,7 +252,7 @@ impl Book {
         let Some((number, bytes)) = self.alive.remove(&address) else { return };
         self.live = self.live.saturating_sub(bytes);
         match number {
-            Some(allocation) => self.recording.events.push(Event::Free { allocation }),
+            Some(allocation) => self.event(Event::Free { allocation }),
             None => self.live_beside = self.live_beside.saturating_sub(bytes),
         }
     }
