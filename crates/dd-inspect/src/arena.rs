@@ -241,9 +241,9 @@ fn solve(problem: &Problem, work: u64) -> Found {
     let large = problem.items.len() > LARGE;
     let mut best = if large { shelf::in_order(problem) } else { shelf::best_fit_by_size(problem) };
     let searches: [(Search, u64, u64); 3] = if large {
-        [(shelf::repair, 0, 3), (skyline::search, 0, 1), (skyline::search, 1, 0)]
+        [(shelf::repair as Search, 0, 3), (skyline::search, 0, 1), (skyline::search, 1, 0)]
     } else {
-        [(skyline::search, 0, 2), (shelf::repair, 0, 1), (skyline::search, 1, 1)]
+        [(skyline::search as Search, 0, 2), (shelf::repair, 0, 1), (skyline::search, 1, 1)]
     };
     let (mut budget, mut shares) = (work, searches.iter().map(|(_, _, share)| share).sum::<u64>());
     for (search, seed, share) in searches {
