@@ -85,7 +85,7 @@ impl<'p> Executor<'p> {
             }
         }
         let storage = Storage::new(program, plan)?;
-        Ok(Self { program, storage, births, deaths, reservation: reservation })
+        Ok(Self { program, storage, births, deaths, reservation })
     }
 
     /// Allocates what is resident and fills it with values that depend on `seed` alone: parameters small, inputs between −1

@@ -157,7 +157,7 @@ impl CostModel for TraceModel {
         // Below the smallest recording it costs no more than there.
         let size = size.max(self.least_size);
         let bytes = self.modelled(size) * (1.0 + self.uncertainty_fraction);
-        if !(bytes < u64::MAX as f64) {
+        if bytes.is_nan() || bytes >= u64::MAX as f64 {
             return Err(dd_core::Error::SizeOverflow { what: format!("the recorded peak at size {size}") });
         }
         Ok(Bytes(1).scaled(bytes.ceil()))

@@ -72,10 +72,8 @@ impl Search<'_> {
     fn place(&mut self, left: u64, ground: &[u64], (offset, at): (u64, usize)) {
         let item = self.problem.items[at];
         let mut raised = ground.to_vec();
-        for time in item.first..=item.last {
-            raised[time] = offset + item.size;
-            self.rest[time] -= item.size;
-        }
+        raised[item.first..=item.last].fill(offset + item.size);
+        self.rest[item.first..=item.last].iter_mut().for_each(|rest| *rest -= item.size);
         // Nothing that is left goes below this offset any more.
         let mut fits = offset + item.size < self.best.top;
         for (ground, rest) in raised.iter_mut().zip(&self.rest) {
@@ -87,9 +85,7 @@ impl Search<'_> {
             self.offsets[at] = offset;
             self.descend(left, &raised, (offset, at));
         }
-        for time in item.first..=item.last {
-            self.rest[time] += item.size;
-        }
+        self.rest[item.first..=item.last].iter_mut().for_each(|rest| *rest += item.size);
     }
 
     fn is_new(&mut self, left: u64, ground: &[u64], last: (u64, usize)) -> bool {

@@ -42,9 +42,10 @@ pub(super) fn search(problem: &Problem, seed: u64, budget: &mut u64) -> Option<F
     let mut random = Random(88_172_645_463_325_252 + seed);
     let mut best: Option<Found> = None;
     let mut since = 0;
-    for pass in 0.. {
-        let preference = if seed == 0 && pass < PREFERENCES.len() {
-            PREFERENCES[pass]
+    let mut first = PREFERENCES.iter().filter(|_| seed == 0);
+    loop {
+        let preference = if let Some(preference) = first.next() {
+            *preference
         } else {
             for (tried, bias) in tried.iter_mut().zip(&bias) {
                 *tried = bias + 0.4 * random.fraction();
@@ -72,7 +73,6 @@ pub(super) fn search(problem: &Problem, seed: u64, budget: &mut u64) -> Option<F
             return best;
         }
     }
-    best
 }
 
 /// Items by their first time.

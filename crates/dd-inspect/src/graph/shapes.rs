@@ -106,10 +106,9 @@ pub(super) fn check_in_place(graph: &Graph) -> Result<()> {
         }
         let Some(first) = node.inputs.first() else { continue };
         let mine = root.get(first.0).copied().unwrap_or_default();
-        if module.layer.is_view() || module.layer.is_in_place() {
-            if let Some(slot) = root.get_mut(node.output.0) {
-                *slot = mine;
-            }
+        let shares = module.layer.is_view() || module.layer.is_in_place();
+        if let Some(slot) = root.get_mut(node.output.0).filter(|_| shares) {
+            *slot = mine;
         }
         if module.layer.is_in_place() {
             let is_input = graph.inputs.iter().any(|input| input.value.0 == mine);
