@@ -37,10 +37,13 @@ fn the_seeds_network_has_its_counts() {
     assert!(refused.contains("expected [.., 10], found [1, 11]"), "{refused}");
 }
 
+/// A layer, its input's shape, and the output's or a part of the refusal.
+type Row = (Layer, &'static [usize], Result<&'static [usize], &'static str>);
+
 #[test]
 fn shapes_follow_from_inputs() {
     let conv = |conv: Conv| Layer::Conv(conv);
-    let rows: Vec<(Layer, &[usize], Result<&[usize], &str>)> = vec![
+    let rows: Vec<Row> = vec![
         (conv(Conv::square(4, 6, 3).stride(2).padding(1)), &[2, 4, 9, 8], Ok(&[2, 6, 5, 4])),
         (conv(Conv::square(4, 6, 3).dilation(2)), &[2, 4, 9, 8], Ok(&[2, 6, 5, 4])),
         (conv(Conv::line(4, 6, 5).stride(3)), &[2, 4, 11], Ok(&[2, 6, 3])),
