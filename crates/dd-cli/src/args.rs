@@ -7,6 +7,7 @@ use deep_dimensions::core::Bytes;
 
 use crate::generate::prompt::TokenIds;
 use crate::generate::sampling::Sampling;
+use crate::inspect::InspectArgs;
 use crate::monitor::MonitorArgs;
 use crate::scale::ScaleArgs;
 
@@ -39,6 +40,8 @@ pub enum Command {
     Scale(ScaleArgs),
     /// Make a model larger than its memory, run it plainly and managed, and show both side by side.
     Demo(DemoArgs),
+    /// Show what a network needs: layers, parameters, the peak of its memory, what fits here. Reads headers only.
+    Inspect(InspectArgs),
     /// Show where memory stands, as it changes: a dashboard on a terminal, lines elsewhere.
     Monitor(MonitorArgs),
     /// One of the demo's two runs, in a process of its own.

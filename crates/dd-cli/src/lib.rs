@@ -5,6 +5,7 @@
 //! | [`args`], [`error`] | the command line; messages and exit codes |
 //! | [`run`], [`plan`], [`pack`], [`scale`], [`demo`] | the subcommands |
 //! | [`generate`] | text generation with the stock model code of candle-transformers |
+//! | [`inspect`] | `deepdim inspect`: what a network needs, from its headers |
 //! | [`monitor`] | `deepdim monitor`: the dashboard, and lines |
 //! | [`engine`] | a model that is ready to run, and its budget |
 //! | [`bert`] | a BERT encoder written for streaming, the same for held and for managed weights |
@@ -28,6 +29,7 @@ pub mod engine;
 pub mod error;
 pub mod generate;
 pub mod heap;
+pub mod inspect;
 pub mod interrupt;
 pub mod monitor;
 pub mod pack;

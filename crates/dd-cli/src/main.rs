@@ -7,7 +7,7 @@ use clap::Parser;
 use dd_cli::args::{Args, Command};
 use dd_cli::error::{CliError, ErrorReport, Result};
 use dd_cli::plan::Planned;
-use dd_cli::{demo, generate, heap, interrupt, monitor, pack, plan, report, run};
+use dd_cli::{demo, generate, heap, inspect, interrupt, monitor, pack, plan, report, run};
 use deep_dimensions::offload::plan::ResidencyPlan;
 use serde::Serialize;
 
@@ -46,6 +46,7 @@ fn act(args: &Args) -> Result<()> {
             show(args.json, &report, report::demo_text)?;
             report.check()
         }
+        Command::Inspect(wanted) => show(args.json, &inspect::inspect(wanted)?, inspect::text),
         Command::Monitor(watch) => monitor::monitor(watch, args.json),
         Command::DemoPass(pass) => show(true, &demo::child(pass)?, |_| String::new()),
     }

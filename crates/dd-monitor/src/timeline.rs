@@ -185,6 +185,9 @@ pub struct Timeline {
     series: Vec<Series>,
     rows: Vec<Row>,
     marks: Vec<Mark>,
+    /// Whether seconds stand for steps of a program.
+    #[serde(default)]
+    steps: bool,
     #[serde(skip, default = "default_most")]
     most: usize,
 }
@@ -198,13 +201,20 @@ impl Timeline {
     #[must_use]
     pub fn new(title: impl Into<String>) -> Self {
         let (series, rows, marks) = (Vec::new(), Vec::new(), Vec::new());
-        Self { title: title.into(), budget: None, series, rows, marks, most: DEFAULT_MOST }
+        Self { title: title.into(), budget: None, series, rows, marks, steps: false, most: DEFAULT_MOST }
     }
 
     /// The line that must not be crossed.
     #[must_use]
     pub const fn with_budget(mut self, budget: Bytes) -> Self {
         self.budget = Some(budget);
+        self
+    }
+
+    /// Over the steps of a program instead of time: a second of a moment stands for a step.
+    #[must_use]
+    pub const fn over_steps(mut self) -> Self {
+        self.steps = true;
         self
     }
 

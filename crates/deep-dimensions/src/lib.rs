@@ -6,6 +6,7 @@
 //! | module | crate | what it holds |
 //! |---|---|---|
 //! | [`core`] | `dd-core` | bytes, tensors, tiers, budgets; the contracts |
+//! | [`inspect`] | `dd-inspect` | what a network needs: parameters, live peak, memory plans, file headers |
 //! | [`monitor`] | `dd-monitor` | where memory stands: host, container, process, disk, GPU |
 //! | [`offload`] | `dd-offload` | weights that do not fit: checkpoints, plans, transfer, the manager |
 //! | [`pager`] | `dd-pager` | the same under code that cannot be changed: demand paging (Linux) |
@@ -18,6 +19,7 @@ pub use dd_candle as candle;
 pub use dd_core as core;
 #[cfg(feature = "feed")]
 pub use dd_feed as feed;
+pub use dd_inspect as inspect;
 pub use dd_monitor as monitor;
 pub use dd_offload as offload;
 pub use dd_pager as pager;

@@ -116,6 +116,7 @@ impl<'a> Picture<'a> {
         let first = timeline.rows.first().map_or(0.0, |row| row.seconds);
         let last = timeline.rows.last().map_or(0.0, |row| row.seconds);
         let (scale, unit) = match last - first {
+            _ if timeline.steps => (1.0, "step"),
             span if span < 2.0 => (1e3, "time [ms]"),
             span if span < 600.0 => (1.0, "time [s]"),
             _ => (1.0 / 60.0, "time [min]"),
