@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use dd_benches::Result;
 use dd_benches::rounds::{Contestant, Rounds};
 use dd_benches::settings::Settings;
-use deep_dimensions::inspect::arena::{ArenaPlan, PlanOptions};
+use deep_dimensions::inspect::arena::{ArenaPlan, Block, PlanOptions};
 use deep_dimensions::inspect::estimate::Work;
 use deep_dimensions::inspect::program::{Optimizer, Training};
 use deep_dimensions::inspect::read::{ReadLimits, WeightFiles, config};

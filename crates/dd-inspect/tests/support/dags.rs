@@ -5,7 +5,7 @@
     reason = "small numbers of a test's own making"
 )]
 
-use dd_inspect::arena::Block;
+use super::Block;
 
 /// A small generator (xorshift): the same DAGs in every run.
 pub(crate) struct Random(pub(crate) u64);
