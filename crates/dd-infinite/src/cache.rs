@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use crate::def::Def;
 use crate::fold::for_each_row;
+use crate::plan::for_each_box;
 use crate::region::Region;
 use crate::state::{Charge, Data, Entry, Pending, State};
 
@@ -103,7 +104,11 @@ impl<B: Backend> State<B> {
         let mut needed = nothing;
         for (pending, dependent) in entry.pending.iter().zip(dependents.unwrap_or_default()) {
             let Pending::Some(indices, bits) = pending else { return data.region.clone() };
+            let focus = self.tensors.get(dependent.tensor).and_then(|windows| windows.focus.as_ref());
             for (number, index) in indices.points().enumerate() {
+                if focus.is_some_and(|focus| !focus.holds(&index)) {
+                    continue;
+                }
                 let set = bits.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1);
                 if set && let Ok(seen) = dependent.window.bounds(&index) {
                     needed = needed.hull(&seen.meet(&data.region));
@@ -111,6 +116,22 @@ impl<B: Backend> State<B> {
             }
         }
         needed
+    }
+
+    /// Whether other windows need it, and all that do are computed, or it was passed on for good.
+    fn is_spent(&self, id: usize) -> bool {
+        let counted = self.entries.get(id).is_some_and(|entry| entry.passed || !entry.pending.is_empty());
+        counted && self.needed(id).is_empty()
+    }
+
+    /// Has the windows that a region of `top` needs count as the only ones that will be.
+    pub(crate) fn set_focus(&mut self, top: &Arc<Def<B>>, region: Option<&Region>) {
+        let whole = top.bounds();
+        for_each_box(top, region.unwrap_or(&whole), &mut |def, indices| {
+            if let Some(windows) = self.tensors.get_mut(def.slot) {
+                windows.focus = region.map(|_| indices.clone());
+            }
+        });
     }
 
     /// Forgets a window that nobody has pinned; says how many bytes the cache had reserved for it.
@@ -264,7 +285,7 @@ impl<B: Backend> State<B> {
         entry.used = clock;
         let (cost, tensor, charge, queued) =
             (entry.cost(), entry.tensor, entry.charge, entry.live_key.is_some());
-        let dead = entry.is_dead();
+        let dead = self.is_spent(id);
         let Some((tiles, cleanup)) = self.tensors.get(tensor).map(|windows| (windows.tiles, windows.cleanup))
         else {
             return;
@@ -324,8 +345,9 @@ impl<B: Backend> State<B> {
         let alone = windows.dependents.is_empty();
         let there: Vec<usize> = windows.map.values().copied().collect();
         for id in there {
-            let gone =
-                |entry: &Box<Entry>| entry.pins == 0 && entry.data.is_some() && (alone || entry.is_dead());
+            let gone = |entry: &Box<Entry>| {
+                entry.pins == 0 && entry.data.is_some() && (alone || entry.is_unneeded())
+            };
             if self.entries.get(id).is_some_and(gone) {
                 self.drop_entry(id);
             }
@@ -357,7 +379,7 @@ impl Entry {
 }
 
 /// Moves the elements of `keep` to the front, and gives the rest back.
-fn crop(data: &mut Data, keep: &Region, element: usize) {
+pub(crate) fn crop(data: &mut Data, keep: &Region, element: usize) {
     let from = data.region.clone();
     let bytes = &mut data.bytes;
     for_each_row(keep, &[&from, keep], |starts, len| {

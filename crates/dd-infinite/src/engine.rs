@@ -159,6 +159,7 @@ impl<B: Backend> Shared<B> {
                     continue;
                 }
                 let ended = state.finish(request);
+                state.end_background();
                 drop(state);
                 self.notify();
                 return conclude(ended.as_deref());
@@ -219,6 +220,7 @@ impl<B: Backend> Shared<B> {
         let done = task.run(&self.backend);
         let mut state = self.lock();
         state.complete(done);
+        state.end_background();
         self.help(&mut state);
         drop(state);
         self.notify();

@@ -21,6 +21,8 @@ use crate::state::{Charge, ENTRY_COST, State};
 /// What a node of a plan takes, in all its lists and in the maps of the planner; and what an edge takes.
 pub(crate) const NODE_COST: u64 = 448;
 pub(crate) const EDGE_COST: u64 = 16;
+/// What a step takes for each of its inputs while it runs: handles and boxes.
+const INPUT_COST: u64 = 192;
 
 /// What is to be done for a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -381,6 +383,7 @@ impl<B: Backend> Planner<'_, B> {
     /// Adds a step.
     fn push(&mut self, mut node: Node, inputs: &[usize]) -> usize {
         (node.first, node.count) = (self.plan.inputs.len(), inputs.len());
+        node.need = node.need.saturating_add(INPUT_COST.saturating_mul(inputs.len() as u64));
         for input in inputs {
             self.plan.nodes[*input].uses += 1;
         }

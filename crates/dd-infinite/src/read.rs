@@ -14,7 +14,7 @@ use crate::plan::{Known, Target, estimate, plan};
 use crate::region::{Index, Region, Span};
 use crate::run::{Task, fold_inputs};
 use crate::slice::Selection;
-use crate::split::{Grid, frontier, halves};
+use crate::split::{Grid, Open, frontier, rest_of};
 use crate::state::{Charge, Data, State};
 
 /// Cells that are copied under one hold of their windows.
@@ -66,27 +66,38 @@ impl<B: Backend> Shared<B> {
         }
         let grid = Grid::of(def, selection);
         let mut sink = Sink { def, selection, out, failed: None };
-        let mut open = vec![grid.cells.clone()];
+        let mut open = Open::new(grid.cells.clone());
         let mut split = false;
-        while let Some(cells) = open.pop() {
+        let mut done = Ok(());
+        while let Some((cells, strip)) = open.pop() {
             let manner = Manner { cancelled: manner.cancelled, passing: manner.passing || split };
-            match self.piece(&grid, &cells, &mut sink, &manner)? {
-                Piece::Done => {}
-                Piece::TooLarge { tiles, needed } => {
+            self.focus(def, &grid, strip.as_ref(), &cells);
+            done = match self.piece(&grid, &cells, &mut sink, &manner) {
+                Ok(Piece::Done) => sink.failed.take().map_or(Ok(()), Err),
+                Ok(Piece::TooLarge { tiles, needed }) => {
                     split = true;
-                    let fits = self.frontier_fits(def, &grid, &cells);
-                    let Some((first, second)) = halves(&cells, fits) else {
-                        return Err(self.does_not_fit(def, tiles, needed));
-                    };
-                    open.push(second);
-                    open.push(first);
+                    let fits = strip.is_some() || self.frontier_fits(def, &grid, &cells);
+                    let cut = open.cut(&cells, strip, fits);
+                    if cut { Ok(()) } else { Err(self.does_not_fit(def, tiles, needed)) }
                 }
-            }
-            if let Some(error) = sink.failed.take() {
-                return Err(error);
+                Err(error) => Err(error),
+            };
+            if done.is_err() {
+                break;
             }
         }
-        Ok(())
+        if split {
+            self.lock().set_focus(def, None);
+        }
+        done
+    }
+
+    /// While a strip is gone through, only what the rest of it needs is worth keeping.
+    pub(crate) fn focus(&self, def: &Arc<Def<B>>, grid: &Grid, strip: Option<&Region>, cells: &Region) {
+        if let Some(strip) = strip {
+            let rest = grid.elements(&rest_of(strip, cells));
+            self.lock().set_focus(def, Some(&rest));
+        }
     }
 
     fn does_not_fit(&self, def: &Def<B>, tiles: usize, needed: u64) -> Error {

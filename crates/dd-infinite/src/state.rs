@@ -15,7 +15,7 @@ use crate::store::TileStore;
 use crate::window::TensorWindow;
 
 /// What keeping a window takes beside its bytes: its entry, and its places in maps and queues.
-pub(crate) const ENTRY_COST: u64 = 640;
+pub(crate) const ENTRY_COST: u64 = 768;
 
 /// The bytes of a window, or of the part of it that is still needed.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Entry {
     }
 
     /// Whether windows depend on it, and all of them are computed.
-    pub(crate) fn is_dead(&self) -> bool {
+    pub(crate) fn is_unneeded(&self) -> bool {
         self.passed || (!self.pending.is_empty() && self.pending.iter().all(Pending::is_none))
     }
 }
@@ -100,6 +100,8 @@ pub(crate) struct Windows {
     pub(crate) map: BTreeMap<Index, usize>,
     pub(crate) dependents: Vec<Dependent>,
     pub(crate) cleanup: bool,
+    /// While a region is gone through in pieces: the windows that the rest of it needs.
+    pub(crate) focus: Option<Region>,
     /// The last region read, for prefetch.
     pub(crate) last: Option<Region>,
     /// Calls of the function, in windows.

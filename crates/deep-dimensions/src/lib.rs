@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | [`core`] | `dd-core` | bytes, tensors, tiers, budgets; the contracts |
 //! | [`monitor`] | `dd-monitor` | where memory stands: host, container, process, disk, GPU |
+//! | [`infinite`] | `dd-infinite` | infinite tensors: windows computed where they are read |
 //! | [`offload`] | `dd-offload` | weights that do not fit: checkpoints, plans, transfer, the manager |
 //! | [`pager`] | `dd-pager` | the same under code that cannot be changed: demand paging (Linux) |
 //! | [`scale`] | `dd-scale` | which sizes fit: dimensions and batches |
@@ -15,6 +16,7 @@
 #[cfg(feature = "candle")]
 pub use dd_candle as candle;
 pub use dd_core as core;
+pub use dd_infinite as infinite;
 pub use dd_monitor as monitor;
 pub use dd_offload as offload;
 pub use dd_pager as pager;
