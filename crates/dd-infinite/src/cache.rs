@@ -10,10 +10,10 @@ use crate::def::Def;
 use crate::fold::for_each_row;
 use crate::plan::for_each_box;
 use crate::region::Region;
-use crate::state::{Charge, Data, Entry, Pending, State};
+use crate::state::{Charge, Data, ENTRY_COST, Entry, PENDING_COST, Pending, State};
 
 /// Of a dependent with more windows than this over one window, no count is kept.
-const MOST_COUNTED: u64 = 4096;
+const MOST_COUNTED: u64 = 256;
 
 impl<B: Backend> State<B> {
     /// Makes room for `more` bytes at a store, evicting what is not pinned; says whether it could.
@@ -231,6 +231,9 @@ impl<B: Backend> State<B> {
 
     /// Queues a window to be evicted or cut down first where less than half of it is still needed.
     fn queue_if_dead(&mut self, id: usize) {
+        if self.entries.get(id).is_none_or(|entry| entry.pending.is_empty() && !entry.passed) {
+            return;
+        }
         let needed = self.needed(id).volume();
         let Some(entry) = self.entries.get_mut(id) else { return };
         let held = entry.data.as_ref().map_or(0, |data| data.region.volume());
@@ -283,6 +286,11 @@ impl<B: Backend> State<B> {
         let clock = self.tick();
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.used = clock;
+        let settled = entry.charge == Charge::Cache && entry.live_key.is_some() && entry.pending.is_empty();
+        if settled && !entry.passed && self.tensors.get(entry.tensor).is_some_and(|windows| !windows.cleanup)
+        {
+            return; // As it was.
+        }
         let (cost, tensor, charge, queued) =
             (entry.cost(), entry.tensor, entry.charge, entry.live_key.is_some());
         let dead = self.is_spent(id);
@@ -329,13 +337,10 @@ impl<B: Backend> State<B> {
         self.queue_if_dead(id);
     }
 
-    /// Counts anew what still needs a window.
-    pub(crate) fn recount(&mut self, id: usize) {
-        if let Some(pending) = self.pending_of(id)
-            && let Some(entry) = self.entries.get_mut(id)
-        {
-            entry.pending = pending;
-        }
+    /// What keeping a window of a tensor takes beside its bytes.
+    pub(crate) fn entry_cost(&self, tensor: usize) -> u64 {
+        let dependents = self.tensors.get(tensor).map_or(0, |windows| windows.dependents.len());
+        ENTRY_COST + PENDING_COST * dependents.saturating_sub(1) as u64
     }
 
     /// From now on windows of a tensor go as soon as nothing can need them.

@@ -10,7 +10,7 @@ use crate::def::Def;
 use crate::engine::{Ended, Shared, is_inside};
 use crate::error::{Error, Result};
 use crate::fold::for_each_row;
-use crate::plan::{Known, Target, estimate, plan};
+use crate::plan::{Known, Target, at_most, estimate, plan};
 use crate::region::{Index, Region, Span};
 use crate::run::{Task, fold_inputs};
 use crate::slice::Selection;
@@ -139,7 +139,8 @@ impl<B: Backend> Shared<B> {
         let mut target = Target { cells: Vec::new(), folds: true, dense, nodes, edges };
         let free = self.lock().tiles.get(def.tiles).map_or(0, |store| store.free());
         if target.overhead() > free / PLAN_SHARE && cells.volume() > 1 || target.overhead() > free {
-            return Ok(Piece::TooLarge { tiles: def.tiles, needed: target.overhead() });
+            let needed = target.overhead().saturating_add(at_most(&def, &grid.elements(cells)));
+            return Ok(Piece::TooLarge { tiles: def.tiles, needed });
         }
         target.cells =
             numbers.map(|number| grid.elements(&point(&number))).filter(|cell| !cell.is_empty()).collect();
@@ -198,7 +199,7 @@ impl<B: Backend> Shared<B> {
         let mut known = Known::new();
         let mut attempt = 0;
         loop {
-            let most = if self.threads > 1 { self.threads * 4 } else { 1 };
+            let most = if self.threads > 1 { self.threads.saturating_mul(4) } else { 1 };
             let begun =
                 self.begin(&def, target, &mut known, (most, attempt == 2), (false, manner.passing))?;
             match begun {
@@ -259,7 +260,9 @@ impl<B: Backend> Shared<B> {
             }
             let planned = plan(&state, def, target, known, false)?;
             if planned.unknown.is_empty() {
+                // Steps of other tensors and cells lie between those that are to be gathered.
                 let batch = planned.plan.defs.iter().map(|def| def.batch).max().unwrap_or(1);
+                let batch = if batch > 1 { batch.saturating_mul(4) } else { 1 };
                 return Ok(match state.admit(planned.plan, most.max(batch), (background, passing)) {
                     Ok(request) => {
                         self.help(&mut state);
