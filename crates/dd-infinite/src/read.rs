@@ -291,6 +291,7 @@ impl<B: Backend> Shared<B> {
         refusal: Refusal,
         background: bool,
     ) -> Begun {
+        state.tiles.iter_mut().for_each(|(_, store)| store.settle()); // What was taken to try.
         let (tiles, needed) = match refusal {
             Refusal::TooLarge { tiles, needed } => (tiles, needed),
             Refusal::Wait => (usize::MAX, 0),
