@@ -268,10 +268,7 @@ impl<B: Backend> Shared<B> {
                         self.help(&mut state);
                         Begun::Request(request)
                     }
-                    Err((plan, refusal)) => {
-                        drop(plan);
-                        self.refused(state, refusal, background)
-                    }
+                    Err(refusal) => self.refused(state, refusal, background),
                 });
             }
             planned.unknown
