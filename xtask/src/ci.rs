@@ -47,7 +47,11 @@ const STAGES: &[Stage] = &[
         run: |w| features(w).into(),
     },
     Stage { name: "fixtures", about: "the test model is there, byte for byte", run: fixtures },
-    Stage { name: "shuttle", about: "the budget and the windows of a feed hold under any interleaving", run: |w| shuttle(w).into() },
+    Stage {
+        name: "shuttle",
+        about: "the budget, the windows of a feed and the tile engine hold under any interleaving",
+        run: |w| shuttle(w).into(),
+    },
     Stage { name: "test", about: "unit, integration and documentation tests", run: |w| test(w).into() },
     Stage { name: "examples", about: "each example program runs", run: |w| examples(w).into() },
     Stage {
@@ -154,11 +158,15 @@ fn fixtures(workspace: &Workspace) -> Outcome {
 /// In a target directory of its own: the flag changes every dependency.
 fn shuttle(workspace: &Workspace) -> Result<()> {
     let target = workspace.target_named("shuttle")?;
-    let flag = [("RUSTFLAGS", "--cfg dd_shuttle")];
-    let budget = ["test", "-p", "dd-core", "--test", "budget_shuttle", "--target-dir", &target];
-    workspace.cargo_with(&flag, &budget)?;
-    let windows = ["test", "-p", "dd-feed", "--lib", "--target-dir", &target, "interleavings"];
-    workspace.cargo_with(&flag, &windows)
+    let suites: [&[&str]; 3] = [
+        &["-p", "dd-core", "--test", "budget_shuttle"],
+        &["-p", "dd-feed", "--lib", "interleavings"],
+        &["-p", "dd-infinite", "--test", "engine_shuttle"],
+    ];
+    suites.iter().try_for_each(|suite| {
+        let test = [&["test", "--target-dir", &target], *suite].concat();
+        workspace.cargo_with(&[("RUSTFLAGS", "--cfg dd_shuttle")], &test)
+    })
 }
 
 fn test(workspace: &Workspace) -> Result<()> {
