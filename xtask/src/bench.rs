@@ -17,7 +17,7 @@ pub(crate) struct Options {
     /// Copies criterion's estimates to docs/benchmarks/LABEL/; a date and a machine make a good label.
     #[arg(long, value_name = "LABEL", value_parser = plain_label)]
     save: Option<String>,
-    /// Compares with accelerate too, in a Python environment of 4 GB that is fetched on the first call.
+    /// Compares with accelerate, infinite-tensor and tensorstore too, in a Python environment of 4 GB that is fetched on the first call.
     #[arg(long)]
     peers: bool,
     /// Prints what a suite found as JSON too, after its table (paging).

@@ -1,4 +1,9 @@
-//! `cargo xtask bench --peers`: a Python of its own that has accelerate, for the suites that compare with it.
+//! The Python environments of those that we compare with, and of those that must read what we write.
+//!
+//! | environment | made by | holds |
+//! |---|---|---|
+//! | `target/peers` | `cargo xtask bench --peers` | accelerate and infinite-tensor with torch, tensorstore, zarr: for the suites |
+//! | `target/peers-zarr` | `cargo xtask peers` | zarr and tensorstore: for the tests of what other programs read |
 //!
 //! The wheel of torch that the package index has for Linux is a CUDA build: its libraries are linked to NVIDIA's, and without
 //! them `import torch` fails, on machines without a GPU too. So those that are linked are fetched with it (4 GB once installed), and
@@ -10,74 +15,117 @@ use std::process::Command;
 
 use crate::workspace::{Result, Workspace, succeed};
 
-/// Installed as they are, without what they ask for.
-const ALONE: &[&str] = &[
-    "torch==2.13.0",
-    "nvidia-cudnn-cu13==9.20.0.48",
-    "nvidia-cusparselt-cu13==0.8.1",
-    "nvidia-nccl-cu13==2.29.7",
-    "nvidia-nvshmem-cu13==3.4.5",
-    "accelerate==1.15.0",
-    "transformers==5.23.0",
-];
+/// An environment: what is in it, and what must work before it counts as there.
+struct Environment {
+    /// Its folder in the target directory.
+    name: &'static str,
+    /// What a person should know before it is fetched.
+    size: &'static str,
+    /// Installed as they are, without what they ask for.
+    alone: &'static [&'static str],
+    /// Installed with what they ask for.
+    with_dependencies: &'static [&'static str],
+    /// A Python program.
+    proof: &'static str,
+}
 
-/// Installed with what they ask for.
-const WITH_DEPENDENCIES: &[&str] = &[
-    "cuda-toolkit[cublas,cudart,cufft,cufile,cupti,curand,cusparse,nvjitlink,nvrtc,nvtx]==13.0.3",
-    "filelock",
-    "fsspec",
-    "huggingface-hub",
-    "jinja2",
-    "networkx",
-    "numpy",
-    "packaging",
-    "psutil",
-    "pyyaml",
-    "regex",
-    "requests",
-    "safetensors",
-    "sympy",
-    "tokenizers",
-    "tqdm",
-    "typing-extensions",
-];
+/// For the suites of benches/.
+const SUITES: Environment = Environment {
+    name: "peers",
+    size: "4 GB",
+    alone: &[
+        "torch==2.13.0",
+        "nvidia-cudnn-cu13==9.20.0.48",
+        "nvidia-cusparselt-cu13==0.8.1",
+        "nvidia-nccl-cu13==2.29.7",
+        "nvidia-nvshmem-cu13==3.4.5",
+        "accelerate==1.15.0",
+        "infinite-tensor==0.4.0",
+        "transformers==5.23.0",
+    ],
+    with_dependencies: &[
+        "cuda-toolkit[cublas,cudart,cufft,cufile,cupti,curand,cusparse,nvjitlink,nvrtc,nvtx]==13.0.3",
+        "filelock",
+        "fsspec",
+        "huggingface-hub",
+        "jinja2",
+        "networkx",
+        "numpy",
+        "packaging",
+        "psutil",
+        "pyyaml",
+        "regex",
+        "requests",
+        "safetensors",
+        "sympy",
+        "tensorstore==0.1.86",
+        "tokenizers",
+        "tqdm",
+        "typing-extensions",
+        "zarr==3.1.6",
+    ],
+    proof: "import torch, accelerate, transformers; assert torch.ones(2).sum() == 2; \
+            print('torch', torch.__version__, 'accelerate', accelerate.__version__); \
+            import infinite_tensor, tensorstore, zarr; \
+            print('infinite-tensor', infinite_tensor.__version__, 'zarr', zarr.__version__)",
+};
 
-/// What must work before the environment counts as there.
-const PROOF: &str = "import torch, accelerate, transformers; assert torch.ones(2).sum() == 2; \
-                     print('torch', torch.__version__, 'accelerate', accelerate.__version__)";
+/// For the tests that read our stores with other programs.
+const READERS: Environment = Environment {
+    name: "peers-zarr",
+    size: "200 MB",
+    alone: &[],
+    with_dependencies: &["tensorstore==0.1.86", "zarr==3.1.6"],
+    proof: "import tensorstore, zarr; print('zarr', zarr.__version__)",
+};
 
-/// The interpreter of the environment, which is made unless it is there already.
+/// The interpreter of the suites' environment, which is made unless it is there already.
 pub(crate) fn python(workspace: &Workspace) -> Result<PathBuf> {
-    let place = workspace.target.join("peers");
-    let (python, ready) = (place.join("bin/python"), place.join("ready"));
-    if fs::read_to_string(&ready).is_ok_and(|found| found == pins()) {
-        return Ok(python);
-    }
-    println!("making the environment of the peers in {}: about 4 GB", place.display());
-    if place.exists() {
-        fs::remove_dir_all(&place)?;
-    }
-    make(&place, &python).map_err(|error| {
-        format!("the peers cannot be had: {error}; `python3 -m venv` and pip must work here")
-    })?;
-    fs::write(ready, pins())?;
-    Ok(python)
+    SUITES.python(workspace)
 }
 
-fn make(place: &Path, python: &Path) -> Result<()> {
-    succeed(Command::new("python3").args(["-m", "venv"]).arg(place))?;
-    let quietly = ["--disable-pip-version-check", "--quiet", "--retries", "2", "--only-binary", ":all:"];
-    let pip = || {
-        let mut pip = Command::new(python);
-        pip.args(["-m", "pip", "install"]).args(quietly);
-        pip
-    };
-    succeed(pip().arg("--no-deps").args(ALONE))?;
-    succeed(pip().args(WITH_DEPENDENCIES))?;
-    succeed(Command::new(python).args(["-c", PROOF]))
+/// Makes the readers' environment unless it is there already. The tests find it by its place.
+pub(crate) fn readers(workspace: &Workspace) -> Result<()> {
+    let python = READERS.python(workspace)?;
+    println!("the tests of what other programs read will use {}", python.display());
+    Ok(())
 }
 
-/// What was asked for: an environment made for another list is made anew.
-fn pins() -> String {
-    [ALONE, WITH_DEPENDENCIES].concat().join("\n")
+impl Environment {
+    fn python(&self, workspace: &Workspace) -> Result<PathBuf> {
+        let place = workspace.target.join(self.name);
+        let (python, ready) = (place.join("bin/python"), place.join("ready"));
+        if fs::read_to_string(&ready).is_ok_and(|found| found == self.pins()) {
+            return Ok(python);
+        }
+        println!("making a Python environment in {}: about {}", place.display(), self.size);
+        if place.exists() {
+            fs::remove_dir_all(&place)?;
+        }
+        self.make(&place, &python).map_err(|error| {
+            format!("the peers cannot be had: {error}; `python3 -m venv` and pip must work here")
+        })?;
+        fs::write(ready, self.pins())?;
+        Ok(python)
+    }
+
+    fn make(&self, place: &Path, python: &Path) -> Result<()> {
+        succeed(Command::new("python3").args(["-m", "venv"]).arg(place))?;
+        let quietly = ["--disable-pip-version-check", "--quiet", "--retries", "2", "--only-binary", ":all:"];
+        let pip = || {
+            let mut pip = Command::new(python);
+            pip.args(["-m", "pip", "install"]).args(quietly);
+            pip
+        };
+        if !self.alone.is_empty() {
+            succeed(pip().arg("--no-deps").args(self.alone))?;
+        }
+        succeed(pip().args(self.with_dependencies))?;
+        succeed(Command::new(python).args(["-c", self.proof]))
+    }
+
+    /// What was asked for: an environment made for another list is made anew.
+    fn pins(&self) -> String {
+        [self.alone, self.with_dependencies].concat().join("\n")
+    }
 }
