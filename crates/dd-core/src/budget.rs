@@ -470,6 +470,16 @@ impl Reservation {
         Ok(())
     }
 
+    /// Takes more only if it fits at once, as [`Budget::try_reserve`] would.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], without having asked anyone; this reservation is then unchanged.
+    pub fn try_grow(&mut self, more: Bytes) -> Result<()> {
+        lock(&self.budget.node.tree).take(self.budget.node.id, more, &self.holder)?;
+        self.bytes += more;
+        Ok(())
+    }
+
     /// Gives back all but `keep`; keeps what it has where that is less.
     pub fn shrink_to(&mut self, keep: Bytes) {
         let surplus = self.bytes.saturating_sub(keep);

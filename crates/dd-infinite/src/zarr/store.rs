@@ -255,7 +255,8 @@ impl TileStore for ZarrTileStore {
         if !self.medium.write(&name, json.to_string().into_bytes(), false).map_err(failed)? {
             return self.manifest(tensor); // Another program was.
         }
-        lock(&self.opened).insert(tensor.to_owned(), Arc::new(opened));
+        // Another thread may have read it by now.
+        lock(&self.opened).entry(tensor.to_owned()).or_insert_with(|| Arc::new(opened));
         Ok(None)
     }
 
