@@ -82,7 +82,8 @@ impl Directory {
             false => fs::hard_link(&draft, target).map(|()| true),
         });
         if !replace || named.is_err() {
-            ignore_absent(fs::remove_file(&draft))?;
+            // What cannot be removed now goes when the store is next opened; what failed before is what is told.
+            let _left_for_the_next_start = fs::remove_file(&draft);
         }
         match named {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Some(false)),

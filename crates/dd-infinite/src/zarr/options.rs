@@ -5,11 +5,12 @@ use serde::{Deserialize, Serialize};
 /// When a window is flushed to the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flush {
-    /// In each `put`, before the window gets its name: it outlives a power cut, and costs a flush.
+    /// In each `put`, before the window gets its name: a power cut may lose the windows since the last `sync`, and leaves no
+    /// half one. It costs a flush per window.
     #[default]
     EachWindow,
-    /// In `sync` only. A window still outlives the end of the program; a power cut before `sync` may leave it corrupt, which
-    /// is then told.
+    /// In `sync` only. A window still outlives the end of the program; a power cut may leave those since the last `sync`
+    /// corrupt, which is then told.
     OnSync,
 }
 
