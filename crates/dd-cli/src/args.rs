@@ -9,6 +9,7 @@ use crate::generate::prompt::TokenIds;
 use crate::generate::sampling::Sampling;
 use crate::monitor::MonitorArgs;
 use crate::scale::ScaleArgs;
+use crate::tiles::TilesCommand;
 
 /// Run models in less memory than their weights.
 #[derive(Clone, Debug, Parser)]
@@ -41,6 +42,9 @@ pub enum Command {
     Demo(DemoArgs),
     /// Show where memory stands, as it changes: a dashboard on a terminal, lines elsewhere.
     Monitor(MonitorArgs),
+    /// Endless tensors: draw a region of one, or show what a tile store holds.
+    #[command(subcommand)]
+    Tiles(TilesCommand),
     /// One of the demo's two runs, in a process of its own.
     #[command(hide = true)]
     DemoPass(DemoPassArgs),

@@ -6,6 +6,7 @@
 //! | module | crate | what it holds |
 //! |---|---|---|
 //! | [`core`] | `dd-core` | bytes, tensors, tiers, budgets; the contracts |
+//! | [`infinite`] | `dd-infinite` | endless tensors: windows, planning, tile stores (on disk with the feature `zarr`, on by default) |
 //! | [`monitor`] | `dd-monitor` | where memory stands: host, container, process, disk, GPU |
 //! | [`offload`] | `dd-offload` | weights that do not fit: checkpoints, plans, transfer, the manager |
 //! | [`pager`] | `dd-pager` | the same under code that cannot be changed: demand paging (Linux) |
@@ -15,6 +16,7 @@
 #[cfg(feature = "candle")]
 pub use dd_candle as candle;
 pub use dd_core as core;
+pub use dd_infinite as infinite;
 pub use dd_monitor as monitor;
 pub use dd_offload as offload;
 pub use dd_pager as pager;

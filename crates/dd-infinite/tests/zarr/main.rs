@@ -1,7 +1,17 @@
 //! Tile stores in the format Zarr: the contract of `TileStore` on every medium, what happens when things break, what a killed
 //! program leaves, and what other programs read.
 #![cfg(feature = "zarr")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::type_complexity,
+    reason = "tests"
+)]
 
 mod contract;
 mod engine;
