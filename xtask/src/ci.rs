@@ -47,7 +47,11 @@ const STAGES: &[Stage] = &[
         run: |w| features(w).into(),
     },
     Stage { name: "fixtures", about: "the test model is there, byte for byte", run: fixtures },
-    Stage { name: "shuttle", about: "the budget holds under any interleaving", run: |w| shuttle(w).into() },
+    Stage {
+        name: "shuttle",
+        about: "the budget and the tile engine hold under any interleaving",
+        run: |w| shuttle(w).into(),
+    },
     Stage { name: "test", about: "unit, integration and documentation tests", run: |w| test(w).into() },
     Stage { name: "examples", about: "each example program runs", run: |w| examples(w).into() },
     Stage {
@@ -157,8 +161,11 @@ fn fixtures(workspace: &Workspace) -> Outcome {
 /// In a target directory of its own: the flag changes every dependency.
 fn shuttle(workspace: &Workspace) -> Result<()> {
     let target = workspace.target_named("shuttle")?;
-    let test = ["test", "-p", "dd-core", "--test", "budget_shuttle", "--target-dir", &target];
-    workspace.cargo_with(&[("RUSTFLAGS", "--cfg dd_shuttle")], &test)
+    let checked = [("dd-core", "budget_shuttle"), ("dd-infinite", "engine_shuttle")];
+    checked.iter().try_for_each(|(package, suite)| {
+        let test = ["test", "-p", package, "--test", suite, "--target-dir", &target];
+        workspace.cargo_with(&[("RUSTFLAGS", "--cfg dd_shuttle")], &test)
+    })
 }
 
 fn test(workspace: &Workspace) -> Result<()> {

@@ -8,11 +8,12 @@ use smallvec::SmallVec;
 
 use crate::def::Def;
 use crate::fold::for_each_row;
+use crate::plan::for_each_box;
 use crate::region::Region;
-use crate::state::{Charge, Data, Entry, Pending, State};
+use crate::state::{Charge, Data, ENTRY_COST, Entry, PENDING_COST, Pending, State};
 
 /// Of a dependent with more windows than this over one window, no count is kept.
-const MOST_COUNTED: u64 = 4096;
+const MOST_COUNTED: u64 = 256;
 
 impl<B: Backend> State<B> {
     /// Makes room for `more` bytes at a store, evicting what is not pinned; says whether it could.
@@ -103,7 +104,11 @@ impl<B: Backend> State<B> {
         let mut needed = nothing;
         for (pending, dependent) in entry.pending.iter().zip(dependents.unwrap_or_default()) {
             let Pending::Some(indices, bits) = pending else { return data.region.clone() };
+            let focus = self.tensors.get(dependent.tensor).and_then(|windows| windows.focus.as_ref());
             for (number, index) in indices.points().enumerate() {
+                if focus.is_some_and(|focus| !focus.holds(&index)) {
+                    continue;
+                }
                 let set = bits.get(number / 64).is_some_and(|word| word >> (number % 64) & 1 == 1);
                 if set && let Ok(seen) = dependent.window.bounds(&index) {
                     needed = needed.hull(&seen.meet(&data.region));
@@ -111,6 +116,22 @@ impl<B: Backend> State<B> {
             }
         }
         needed
+    }
+
+    /// Whether other windows need it, and all that do are computed, or it was passed on for good.
+    fn is_spent(&self, id: usize) -> bool {
+        let counted = self.entries.get(id).is_some_and(|entry| entry.passed || !entry.pending.is_empty());
+        counted && self.needed(id).is_empty()
+    }
+
+    /// Has the windows that a region of `top` needs count as the only ones that will be.
+    pub(crate) fn set_focus(&mut self, top: &Arc<Def<B>>, region: Option<&Region>) {
+        let whole = top.bounds();
+        for_each_box(top, region.unwrap_or(&whole), &mut |def, indices| {
+            if let Some(windows) = self.tensors.get_mut(def.slot) {
+                windows.focus = region.map(|_| indices.clone());
+            }
+        });
     }
 
     /// Forgets a window that nobody has pinned; says how many bytes the cache had reserved for it.
@@ -210,6 +231,9 @@ impl<B: Backend> State<B> {
 
     /// Queues a window to be evicted or cut down first where less than half of it is still needed.
     fn queue_if_dead(&mut self, id: usize) {
+        if self.entries.get(id).is_none_or(|entry| entry.pending.is_empty() && !entry.passed) {
+            return;
+        }
         let needed = self.needed(id).volume();
         let Some(entry) = self.entries.get_mut(id) else { return };
         let held = entry.data.as_ref().map_or(0, |data| data.region.volume());
@@ -262,9 +286,14 @@ impl<B: Backend> State<B> {
         let clock = self.tick();
         let Some(entry) = self.entries.get_mut(id) else { return };
         entry.used = clock;
+        let settled = entry.charge == Charge::Cache && entry.live_key.is_some() && entry.pending.is_empty();
+        if settled && !entry.passed && self.tensors.get(entry.tensor).is_some_and(|windows| !windows.cleanup)
+        {
+            return; // As it was.
+        }
         let (cost, tensor, charge, queued) =
             (entry.cost(), entry.tensor, entry.charge, entry.live_key.is_some());
-        let dead = entry.is_dead();
+        let dead = self.is_spent(id);
         let Some((tiles, cleanup)) = self.tensors.get(tensor).map(|windows| (windows.tiles, windows.cleanup))
         else {
             return;
@@ -308,13 +337,10 @@ impl<B: Backend> State<B> {
         self.queue_if_dead(id);
     }
 
-    /// Counts anew what still needs a window.
-    pub(crate) fn recount(&mut self, id: usize) {
-        if let Some(pending) = self.pending_of(id)
-            && let Some(entry) = self.entries.get_mut(id)
-        {
-            entry.pending = pending;
-        }
+    /// What keeping a window of a tensor takes beside its bytes.
+    pub(crate) fn entry_cost(&self, tensor: usize) -> u64 {
+        let dependents = self.tensors.get(tensor).map_or(0, |windows| windows.dependents.len());
+        ENTRY_COST + PENDING_COST * dependents.saturating_sub(1) as u64
     }
 
     /// From now on windows of a tensor go as soon as nothing can need them.
@@ -324,8 +350,9 @@ impl<B: Backend> State<B> {
         let alone = windows.dependents.is_empty();
         let there: Vec<usize> = windows.map.values().copied().collect();
         for id in there {
-            let gone =
-                |entry: &Box<Entry>| entry.pins == 0 && entry.data.is_some() && (alone || entry.is_dead());
+            let gone = |entry: &Box<Entry>| {
+                entry.pins == 0 && entry.data.is_some() && (alone || entry.is_unneeded())
+            };
             if self.entries.get(id).is_some_and(gone) {
                 self.drop_entry(id);
             }
@@ -357,7 +384,7 @@ impl Entry {
 }
 
 /// Moves the elements of `keep` to the front, and gives the rest back.
-fn crop(data: &mut Data, keep: &Region, element: usize) {
+pub(crate) fn crop(data: &mut Data, keep: &Region, element: usize) {
     let from = data.region.clone();
     let bytes = &mut data.bytes;
     for_each_row(keep, &[&from, keep], |starts, len| {

@@ -142,6 +142,7 @@ impl<B: Backend> State<B> {
             sharers: SmallVec::new(),
             waiters: SmallVec::new(),
             orphan: false,
+            overhead: self.entry_cost(tensor),
             passed: false,
             used: 0,
             live_key: None,

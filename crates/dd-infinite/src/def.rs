@@ -107,8 +107,13 @@ impl<B: Backend> Def<B> {
     }
 
     /// The elements that the function gives for a window.
-    pub(crate) fn output(&self, index: &[i64]) -> Result<Region> {
+    pub(crate) fn asked(&self, index: &[i64]) -> Result<Region> {
         clip(self.window.bounds(index)?, self.window.edge(), &self.bounds())
+    }
+
+    /// Those of them that the tensor has.
+    pub(crate) fn output(&self, index: &[i64]) -> Result<Region> {
+        Ok(self.window.bounds(index)?.meet(&self.bounds()))
     }
 
     /// The elements of an upstream tensor that a window's function gets.
@@ -143,7 +148,7 @@ impl<B: Backend> Def<B> {
             most = most.max(tensors + bytes + bytes + arg.def.fold.scratch(row));
             tensors = tensors.saturating_add(bytes);
         }
-        let output = self.bytes(&self.output(index)?)?;
+        let output = self.bytes(&self.asked(index)?)?;
         let run = tensors.saturating_add(output).saturating_add(self.workspace.0);
         Ok(most.max(run).max(output.saturating_add(self.store_need())))
     }

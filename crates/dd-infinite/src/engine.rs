@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dd_core::Backend;
 
@@ -31,6 +32,8 @@ pub(crate) struct Shared<B: Backend> {
     pool: Pool,
     state: Mutex<State<B>>,
     changed: Condvar,
+    /// How many threads wait: counted under the lock, before it is let go.
+    waiting: AtomicUsize,
 }
 
 /// Where helpers run.
@@ -67,7 +70,16 @@ impl<B: Backend> Engine<B> {
 
     fn on(backend: B, threads: usize, pool: Pool) -> Self {
         let state = Mutex::new(State::new());
-        Self { shared: Arc::new(Shared { backend, threads, pool, state, changed: Condvar::new() }) }
+        Self {
+            shared: Arc::new(Shared {
+                backend,
+                threads,
+                pool,
+                state,
+                changed: Condvar::new(),
+                waiting: AtomicUsize::new(0),
+            }),
+        }
     }
 
     /// The backend.
@@ -132,11 +144,16 @@ impl<B: Backend> Shared<B> {
     }
 
     pub(crate) fn wait<'a>(&self, guard: MutexGuard<'a, State<B>>) -> MutexGuard<'a, State<B>> {
-        wait(&self.changed, guard)
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let guard = wait(&self.changed, guard);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        guard
     }
 
     pub(crate) fn notify(&self) {
-        self.changed.notify_all();
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Carries out a request as its caller: folds its cells, computes what is ready, waits for the rest.
@@ -159,6 +176,7 @@ impl<B: Backend> Shared<B> {
                     continue;
                 }
                 let ended = state.finish(request);
+                state.end_background();
                 drop(state);
                 self.notify();
                 return conclude(ended.as_deref());
@@ -219,6 +237,7 @@ impl<B: Backend> Shared<B> {
         let done = task.run(&self.backend);
         let mut state = self.lock();
         state.complete(done);
+        state.end_background();
         self.help(&mut state);
         drop(state);
         self.notify();

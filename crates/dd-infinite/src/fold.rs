@@ -43,10 +43,6 @@ impl Fold {
         Self { dtype, element, blend, initial, disjoint, profiles }
     }
 
-    pub(crate) const fn is_copy(&self) -> bool {
-        self.disjoint
-    }
-
     /// The bytes that [`fold`](Self::fold) takes for rows of this many elements.
     pub(crate) const fn scratch(&self, row: u64) -> u64 {
         if self.disjoint { 0 } else { row.saturating_mul(16) }

@@ -21,6 +21,8 @@ use crate::state::{Charge, ENTRY_COST, State};
 /// What a node of a plan takes, in all its lists and in the maps of the planner; and what an edge takes.
 pub(crate) const NODE_COST: u64 = 448;
 pub(crate) const EDGE_COST: u64 = 16;
+/// What a step takes for each of its inputs while it runs: handles and boxes.
+const INPUT_COST: u64 = 256;
 
 /// What is to be done for a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +163,27 @@ pub(crate) fn estimate<B: Backend>(top: &Arc<Def<B>>, region: &Region) -> Result
     Ok((nodes, edges))
 }
 
+/// A number of bytes in which a region's windows can certainly be computed: all of them at once, and the largest step. For
+/// where not even the plan fits.
+pub(crate) fn at_most<B: Backend>(top: &Arc<Def<B>>, region: &Region) -> u64 {
+    let (mut windows, mut step) = (0u64, 0u64);
+    for_each_box(top, region, &mut |def, indices| {
+        let size = def
+            .window
+            .size()
+            .iter()
+            .fold(def.element as u64, |all, len| all.saturating_mul(len.unsigned_abs()));
+        windows =
+            windows.saturating_add(indices.volume().saturating_mul(size.saturating_add(ENTRY_COST * 2)));
+        let inputs: u64 =
+            def.args.iter().map(|arg| arg.def.most_meeting(&arg.window)).fold(0, u64::saturating_add);
+        let first: Index = indices.spans().iter().map(|span| span.start()).collect();
+        let need = def.need(&first).unwrap_or(u64::MAX).saturating_add(inputs.saturating_mul(INPUT_COST));
+        step = step.max(need.saturating_mul(def.batch as u64));
+    });
+    windows.saturating_add(step)
+}
+
 /// Calls `visit` with each tensor that a region needs and the least index box that has all windows needed of it, a tensor
 /// always before those it is made of.
 pub(crate) fn for_each_box<B: Backend>(
@@ -296,7 +319,7 @@ impl<B: Backend> Planner<'_, B> {
         let node = match entry {
             Some(entry) if self.state.entries.get(entry).is_some_and(|e| e.data.is_none()) => {
                 let mut node = self.blank(Kind::Elsewhere, def);
-                node.bytes = def.bytes(&def.output(index)?)? + ENTRY_COST;
+                node.bytes = def.bytes(&def.output(index)?)? + self.state.entry_cost(def.slot);
                 node.entry = entry;
                 self.place(node, index)
             }
@@ -334,7 +357,7 @@ impl<B: Backend> Planner<'_, B> {
             }
         }
         let mut node = self.blank(if stored { Kind::Load } else { Kind::Compute }, def);
-        node.bytes = def.bytes(&def.output(index)?)? + ENTRY_COST;
+        node.bytes = def.bytes(&def.output(index)?)? + self.state.entry_cost(def.slot);
         node.need = if stored { def.store_need() } else { def.need(index)? };
         node.index = index.clone();
         Ok(self.push(node, &inputs))
@@ -381,6 +404,7 @@ impl<B: Backend> Planner<'_, B> {
     /// Adds a step.
     fn push(&mut self, mut node: Node, inputs: &[usize]) -> usize {
         (node.first, node.count) = (self.plan.inputs.len(), inputs.len());
+        node.need = node.need.saturating_add(INPUT_COST.saturating_mul(inputs.len() as u64));
         for input in inputs {
             self.plan.nodes[*input].uses += 1;
         }

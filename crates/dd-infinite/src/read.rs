@@ -10,11 +10,11 @@ use crate::def::Def;
 use crate::engine::{Ended, Shared, is_inside};
 use crate::error::{Error, Result};
 use crate::fold::for_each_row;
-use crate::plan::{Known, Target, estimate, plan};
+use crate::plan::{Known, Target, at_most, estimate, plan};
 use crate::region::{Index, Region, Span};
 use crate::run::{Task, fold_inputs};
 use crate::slice::Selection;
-use crate::split::{Grid, frontier, halves};
+use crate::split::{Grid, Open, frontier, rest_of};
 use crate::state::{Charge, Data, State};
 
 /// Cells that are copied under one hold of their windows.
@@ -66,27 +66,38 @@ impl<B: Backend> Shared<B> {
         }
         let grid = Grid::of(def, selection);
         let mut sink = Sink { def, selection, out, failed: None };
-        let mut open = vec![grid.cells.clone()];
+        let mut open = Open::new(grid.cells.clone());
         let mut split = false;
-        while let Some(cells) = open.pop() {
+        let mut done = Ok(());
+        while let Some((cells, strip)) = open.pop() {
             let manner = Manner { cancelled: manner.cancelled, passing: manner.passing || split };
-            match self.piece(&grid, &cells, &mut sink, &manner)? {
-                Piece::Done => {}
-                Piece::TooLarge { tiles, needed } => {
+            self.focus(def, &grid, strip.as_ref(), &cells);
+            done = match self.piece(&grid, &cells, &mut sink, &manner) {
+                Ok(Piece::Done) => sink.failed.take().map_or(Ok(()), Err),
+                Ok(Piece::TooLarge { tiles, needed }) => {
                     split = true;
-                    let fits = self.frontier_fits(def, &grid, &cells);
-                    let Some((first, second)) = halves(&cells, fits) else {
-                        return Err(self.does_not_fit(def, tiles, needed));
-                    };
-                    open.push(second);
-                    open.push(first);
+                    let fits = strip.is_some() || self.frontier_fits(def, &grid, &cells);
+                    let cut = open.cut(&cells, strip, fits);
+                    if cut { Ok(()) } else { Err(self.does_not_fit(def, tiles, needed)) }
                 }
-            }
-            if let Some(error) = sink.failed.take() {
-                return Err(error);
+                Err(error) => Err(error),
+            };
+            if done.is_err() {
+                break;
             }
         }
-        Ok(())
+        if split {
+            self.lock().set_focus(def, None);
+        }
+        done
+    }
+
+    /// While a strip is gone through, only what the rest of it needs is worth keeping.
+    pub(crate) fn focus(&self, def: &Arc<Def<B>>, grid: &Grid, strip: Option<&Region>, cells: &Region) {
+        if let Some(strip) = strip {
+            let rest = grid.elements(&rest_of(strip, cells));
+            self.lock().set_focus(def, Some(&rest));
+        }
     }
 
     fn does_not_fit(&self, def: &Def<B>, tiles: usize, needed: u64) -> Error {
@@ -128,7 +139,8 @@ impl<B: Backend> Shared<B> {
         let mut target = Target { cells: Vec::new(), folds: true, dense, nodes, edges };
         let free = self.lock().tiles.get(def.tiles).map_or(0, |store| store.free());
         if target.overhead() > free / PLAN_SHARE && cells.volume() > 1 || target.overhead() > free {
-            return Ok(Piece::TooLarge { tiles: def.tiles, needed: target.overhead() });
+            let needed = target.overhead().saturating_add(at_most(&def, &grid.elements(cells)));
+            return Ok(Piece::TooLarge { tiles: def.tiles, needed });
         }
         target.cells =
             numbers.map(|number| grid.elements(&point(&number))).filter(|cell| !cell.is_empty()).collect();
@@ -187,7 +199,7 @@ impl<B: Backend> Shared<B> {
         let mut known = Known::new();
         let mut attempt = 0;
         loop {
-            let most = if self.threads > 1 { self.threads * 4 } else { 1 };
+            let most = if self.threads > 1 { self.threads.saturating_mul(4) } else { 1 };
             let begun =
                 self.begin(&def, target, &mut known, (most, attempt == 2), (false, manner.passing))?;
             match begun {
@@ -248,7 +260,9 @@ impl<B: Backend> Shared<B> {
             }
             let planned = plan(&state, def, target, known, false)?;
             if planned.unknown.is_empty() {
+                // Steps of other tensors and cells lie between those that are to be gathered.
                 let batch = planned.plan.defs.iter().map(|def| def.batch).max().unwrap_or(1);
+                let batch = if batch > 1 { batch.saturating_mul(4) } else { 1 };
                 return Ok(match state.admit(planned.plan, most.max(batch), (background, passing)) {
                     Ok(request) => {
                         self.help(&mut state);

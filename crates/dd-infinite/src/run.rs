@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dd_core::Backend;
 use smallvec::SmallVec;
 
+use crate::cache::crop;
 use crate::def::{Context, Def};
 use crate::engine::inside;
 use crate::error::{Error, Result};
@@ -340,7 +341,7 @@ fn prepare<B: Backend>(def: &Def<B>, backend: &B, step: &Step) -> Result<(Contex
     let context = Context {
         tensor: Arc::clone(&def.id),
         index: step.index.clone(),
-        region: def.output(&step.index)?,
+        region: def.asked(&step.index)?,
         args: regions,
         seed: def.seed,
     };
@@ -366,10 +367,11 @@ pub(crate) fn fold_inputs<B: Backend>(
     let wholes: Result<SmallVec<[Region; 4]>> =
         inputs.iter().map(|(index, _)| def.window.bounds(index)).collect();
     let wholes = wholes?;
-    let part = |((_, data), whole): (&'_ (Index, Arc<Data>), &'_ Region)| (Arc::clone(data), whole.clone());
-    let held: SmallVec<[(Arc<Data>, Region); 4]> = inputs.iter().zip(&wholes).map(part).collect();
-    let parts: SmallVec<[Part<'_>; 4]> =
-        held.iter().map(|(data, whole)| Part { held: &data.region, bytes: &data.bytes, whole }).collect();
+    let parts: SmallVec<[Part<'_>; 4]> = inputs
+        .iter()
+        .zip(&wholes)
+        .map(|((_, data), whole)| Part { held: &data.region, bytes: &data.bytes, whole })
+        .collect();
     def.fold.fold(target, &parts, view, out);
     Ok(())
 }
@@ -389,7 +391,11 @@ fn accept<B: Backend>(def: &Def<B>, backend: &B, context: &Context, output: &B::
     }
     let mut bytes = vec![0u8; expected.len_in_memory()?];
     backend.read(output, 0, &mut bytes)?;
-    let data = Data { region: context.region.clone(), bytes };
+    let mut data = Data { region: context.region.clone(), bytes };
+    let kept = def.output(&context.index)?;
+    if kept != data.region {
+        crop(&mut data, &kept, def.element);
+    }
     if let Some(store) = &def.store {
         let whole = def.window.bounds(&context.index)?;
         if data.region == whole {

@@ -87,6 +87,41 @@ impl Grid {
     }
 }
 
+/// Boxes of cells still to be done, the next one last.
+#[derive(Debug)]
+pub(crate) struct Open {
+    boxes: Vec<(Region, Option<Region>)>,
+}
+
+impl Open {
+    pub(crate) fn new(cells: Region) -> Self {
+        Self { boxes: if cells.is_empty() { Vec::new() } else { vec![(cells, None)] } }
+    }
+
+    /// The next box, and the strip that it is part of.
+    pub(crate) fn pop(&mut self) -> Option<(Region, Option<Region>)> {
+        self.boxes.pop()
+    }
+
+    /// Cuts a box that was taken and is too large; says whether it could.
+    pub(crate) fn cut(&mut self, cells: &Region, strip: Option<Region>, fits: bool) -> bool {
+        let strip = strip.or_else(|| fits.then(|| cells.clone()));
+        let Some((first, second)) = halves(cells, strip.is_some()) else { return false };
+        self.boxes.push((second, strip.clone()));
+        self.boxes.push((first, strip));
+        true
+    }
+}
+
+/// What of a strip is still to be done when a box of its cells is next.
+pub(crate) fn rest_of(strip: &Region, cells: &Region) -> Region {
+    let first = along(strip);
+    let part = |(d, (all, next)): (usize, (&Span, &Span))| {
+        if Some(d) == first { Span::new(next.start(), all.end()) } else { *all }
+    };
+    Region::new(strip.spans().iter().zip(cells.spans()).enumerate().map(part))
+}
+
 /// The dimension along which a box of cells is gone through: the first with several.
 fn along(cells: &Region) -> Option<usize> {
     cells.spans().iter().position(|span| span.len() > 1)
@@ -94,7 +129,7 @@ fn along(cells: &Region) -> Option<usize> {
 
 /// Cuts a box of cells in two, the first to be done before the second; nothing for a single cell. `fits` says whether
 /// strips of this box's breadth can be gone through without computing anything twice.
-pub(crate) fn halves(cells: &Region, fits: bool) -> Option<(Region, Region)> {
+fn halves(cells: &Region, fits: bool) -> Option<(Region, Region)> {
     let first = along(cells)?;
     let across = cells.spans().iter().enumerate().skip(first + 1).filter(|(_, span)| span.len() > 1);
     let widest = across.max_by_key(|(_, span)| span.len()).map(|(d, _)| d);

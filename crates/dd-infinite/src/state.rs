@@ -15,7 +15,13 @@ use crate::store::TileStore;
 use crate::window::TensorWindow;
 
 /// What keeping a window takes beside its bytes: its entry, and its places in maps and queues.
-pub(crate) const ENTRY_COST: u64 = 640;
+pub(crate) const ENTRY_COST: u64 = 768;
+
+/// What each dependent but the first adds to that.
+pub(crate) const PENDING_COST: u64 = 192;
+
+/// What a store with a large limit reserves ahead.
+pub(crate) const SPARE: u64 = 256 << 10;
 
 /// The bytes of a window, or of the part of it that is still needed.
 #[derive(Debug)]
@@ -48,6 +54,8 @@ pub(crate) struct Entry {
     pub(crate) waiters: SmallVec<[(usize, usize); 1]>,
     /// No longer in the map: freed when the last pin goes.
     pub(crate) orphan: bool,
+    /// What it takes beside its bytes.
+    pub(crate) overhead: u64,
     /// Given to a stream that will not come back: to be evicted first.
     pub(crate) passed: bool,
     pub(crate) used: u64,
@@ -60,11 +68,11 @@ pub(crate) struct Entry {
 impl Entry {
     /// What it takes.
     pub(crate) fn cost(&self) -> u64 {
-        ENTRY_COST + self.data.as_ref().map_or(0, |data| data.bytes.len() as u64)
+        self.overhead + self.data.as_ref().map_or(0, |data| data.bytes.len() as u64)
     }
 
     /// Whether windows depend on it, and all of them are computed.
-    pub(crate) fn is_dead(&self) -> bool {
+    pub(crate) fn is_unneeded(&self) -> bool {
         self.passed || (!self.pending.is_empty() && self.pending.iter().all(Pending::is_none))
     }
 }
@@ -100,6 +108,8 @@ pub(crate) struct Windows {
     pub(crate) map: BTreeMap<Index, usize>,
     pub(crate) dependents: Vec<Dependent>,
     pub(crate) cleanup: bool,
+    /// While a region is gone through in pieces: the windows that the rest of it needs.
+    pub(crate) focus: Option<Region>,
     /// The last region read, for prefetch.
     pub(crate) last: Option<Region>,
     /// Calls of the function, in windows.
@@ -112,6 +122,8 @@ pub(crate) struct Tiles<B: Backend> {
     pub(crate) holder: Holder,
     pub(crate) store: Option<Arc<dyn TileStore>>,
     pub(crate) room: Option<Reservation>,
+    /// Whether the limit is large against [`SPARE`].
+    pub(crate) is_roomy: bool,
     /// Of the room: cached windows and the peaks of requests.
     pub(crate) used: u64,
     /// Of that, what is cached.
@@ -193,7 +205,10 @@ impl<B: Backend> Tiles<B> {
         if missing == 0 {
             return true;
         }
+        // A little more where there is plenty, so that not every window asks. What stays unused goes with the next settling.
+        let plenty = missing.saturating_add(SPARE);
         match &mut self.room {
+            Some(room) if self.is_roomy && room.try_grow(Bytes(plenty)).is_ok() => true,
             Some(room) => room.try_grow(Bytes(missing)).is_ok(),
             None => {
                 self.room = self.budget.try_reserve(Bytes(missing), &self.holder).ok();

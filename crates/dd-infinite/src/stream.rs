@@ -11,7 +11,7 @@ use crate::plan::{Known, Target, estimate, plan};
 use crate::read::{Begun, Manner};
 use crate::region::{Region, Span};
 use crate::slice::Selection;
-use crate::split::{Grid, halves};
+use crate::split::{Grid, Open};
 use crate::tensor::{InfiniteTensor, PlanSummary};
 
 /// In which order a stream gives its pieces.
@@ -30,28 +30,26 @@ pub struct Stream<B: Backend> {
     tensor: InfiniteTensor<B>,
     grid: Grid,
     order: Order,
-    open: Vec<Region>,
+    open: Open,
 }
 
 impl<B: Backend> Stream<B> {
     pub(crate) fn new(tensor: InfiniteTensor<B>, region: &Region, order: Order) -> Self {
         let grid = Grid::chunks(region, &tensor.def().chunk);
-        let open = if region.is_empty() { Vec::new() } else { vec![grid.cells.clone()] };
+        let open = Open::new(if region.is_empty() { Region::new([Span::EMPTY]) } else { grid.cells.clone() });
         Self { tensor, grid, order, open }
     }
 
     /// The next piece's region; nothing at the end.
     fn advance(&mut self) -> Option<Region> {
         loop {
-            let cells = self.open.pop()?;
-            let fits = self.order == Order::Rows
-                || self.tensor.shared().frontier_fits(self.tensor.def(), &self.grid, &cells);
-            match halves(&cells, fits) {
-                Some((first, second)) => {
-                    self.open.push(second);
-                    self.open.push(first);
-                }
-                None => return Some(self.grid.elements(&cells)),
+            let (cells, strip) = self.open.pop()?;
+            let (shared, def) = (self.tensor.shared(), self.tensor.def());
+            let fits =
+                strip.is_some() || self.order == Order::Rows || shared.frontier_fits(def, &self.grid, &cells);
+            if !self.open.cut(&cells, strip.clone(), fits) {
+                shared.focus(def, &self.grid, strip.as_ref(), &cells);
+                return Some(self.grid.elements(&cells));
             }
         }
     }
@@ -68,6 +66,12 @@ impl<B: Backend> Stream<B> {
         let manner = Manner { cancelled: &|| false, passing: true };
         self.tensor.shared().read(def, &selection, out, &manner)?;
         Ok(Some(region))
+    }
+}
+
+impl<B: Backend> Drop for Stream<B> {
+    fn drop(&mut self) {
+        self.tensor.shared().lock().set_focus(self.tensor.def(), None);
     }
 }
 
@@ -124,6 +128,12 @@ impl<B: Backend> Shared<B> {
         for _ in 0..=def.depth + 1 {
             match self.begin(def, &target, &mut known, (1, false), (true, false)) {
                 Ok(Begun::Again) => {}
+                Ok(Begun::Request(_)) => {
+                    if self.lock().end_background() {
+                        self.notify(); // All of it was there.
+                    }
+                    return;
+                }
                 _ => return, // It is only work ahead: whoever needs it will meet the error.
             }
         }

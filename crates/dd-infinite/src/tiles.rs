@@ -87,6 +87,7 @@ impl<B: Backend> Tiles<B> {
             holder: Holder::new("tiles"),
             store,
             room: None,
+            is_roomy: budget.limit() >= Bytes::mib(64),
             used: 0,
             cached: 0,
             windows: 0,
@@ -272,7 +273,7 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// What was counted of windows that are there says nothing of the new dependent: they count as needed by all of it.
+    /// What was counted of windows that are there says nothing of the new dependent: nothing more is said of them.
     fn add_dependent(&mut self, upstream: usize, dependent: Dependent) {
         if let Some(windows) = self.tensors.get_mut(upstream) {
             windows.dependents.push(dependent);
@@ -283,7 +284,9 @@ impl<B: Backend> State<B> {
             .map(|windows| windows.map.values().copied().collect())
             .unwrap_or_default();
         for id in there {
-            self.recount(id);
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.pending.clear();
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 use crate::error::{Error, Result};
-use crate::region::{Index, Region, Span};
+use crate::region::{Region, Span};
 
 /// What becomes of a window that crosses the edge of a finite dimension.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -289,9 +289,4 @@ fn positive(field: &'static str, values: &[i64]) -> Result<SmallVec<[i64; 4]>> {
             Err(Error::Window { field, reason: format!("dimension {at} is {found}; expected at least 1") })
         }
     }
-}
-
-/// The index whose coordinates are all zero.
-pub(crate) fn origin(rank: usize) -> Index {
-    (0..rank).map(|_| 0).collect()
 }
