@@ -8,7 +8,6 @@
 //! | [`core`] | `dd-core` | bytes, tensors, tiers, budgets; the contracts |
 //! | [`infinite`] | `dd-infinite` | endless tensors: windows, planning, tile stores (on disk with the feature `zarr`, on by default) |
 //! | [`monitor`] | `dd-monitor` | where memory stands: host, container, process, disk, GPU |
-//! | [`infinite`] | `dd-infinite` | infinite tensors: windows computed where they are read |
 //! | [`offload`] | `dd-offload` | weights that do not fit: checkpoints, plans, transfer, the manager |
 //! | [`pager`] | `dd-pager` | the same under code that cannot be changed: demand paging (Linux) |
 //! | [`scale`] | `dd-scale` | which sizes fit: dimensions and batches |
