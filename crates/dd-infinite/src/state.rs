@@ -208,8 +208,9 @@ impl<B: Backend> Tiles<B> {
         // A little more where there is plenty, so that not every window asks. What stays unused goes with the next settling.
         let plenty = missing.saturating_add(SPARE);
         match &mut self.room {
-            Some(room) if self.is_roomy && room.try_grow(Bytes(plenty)).is_ok() => true,
-            Some(room) => room.try_grow(Bytes(missing)).is_ok(),
+            Some(room) => {
+                (self.is_roomy && room.try_grow(Bytes(plenty)).is_ok()) || room.try_grow(Bytes(missing)).is_ok()
+            }
             None => {
                 self.room = self.budget.try_reserve(Bytes(missing), &self.holder).ok();
                 self.room.is_some()

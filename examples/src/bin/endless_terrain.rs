@@ -60,9 +60,9 @@ fn main() -> Result {
     println!("\nthe same map from a store on disk:");
     let store = Arc::new(ZarrTileStore::open(pictures.path("store"), ZarrOptions::default())?);
     let view: [Slice; 2] = [(-300..-172).into(), (1_000_000..1_000_128).into()];
-    let written = layers(&Tiles::with_store(&engine, budget.child("written", Bytes::mib(2)), store.clone()))?;
+    let written = layers(&Tiles::with_store(&engine, Budget::new("written", Bytes::mib(4)), store.clone()))?;
     let first = written.read(&view)?.bytes;
-    let again = layers(&Tiles::with_store(&engine, budget.child("again", Bytes::mib(2)), store))?;
+    let again = layers(&Tiles::with_store(&engine, Budget::new("again", Bytes::mib(4)), store))?;
     let second = again.read(&view)?.bytes;
     check(first == second, "what another program would read of it is the same")?;
     check(again.computed() == 0, "and nothing was computed for it")
