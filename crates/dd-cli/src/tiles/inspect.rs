@@ -67,7 +67,7 @@ pub fn inspect_text(report: &InspectReport) -> String {
     let mut text = format!("{table}\n");
     for tensor in &report.store.tensors {
         for (index, reason) in &tensor.corrupt {
-            text.push_str(&format!("corrupt: {:?} {index:?}: {reason}\n"));
+            text.push_str(&format!("corrupt: {:?} {index:?}: {reason}\n", tensor.id));
         }
     }
     let stored: Bytes = report.store.tensors.iter().map(|tensor| tensor.stored).sum();

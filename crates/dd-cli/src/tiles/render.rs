@@ -1,6 +1,5 @@
 //! `deepdim tiles render`: a region of an endless terrain as a PNG, row by row, in as little memory as is allowed.
 
-use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -125,8 +124,8 @@ pub fn render(args: &RenderArgs) -> Result<RenderReport> {
     let folder = args.out.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
     let failed = |error| CliError::io("write", &args.out, error);
-    let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
-    draw(&layers, args, &budget, &mut file)?;
+    let file = NamedTempFile::new_in(folder).map_err(failed)?;
+    draw(&layers, args, &budget, &file)?;
     layers.sync()?;
     file.persist(&args.out).map_err(|error| failed(error.error))?;
     Ok(RenderReport {
@@ -142,7 +141,7 @@ pub fn render(args: &RenderArgs) -> Result<RenderReport> {
 }
 
 /// Reads bands of rows as high as the memory allows, and writes each before the next.
-fn draw(layers: &Layers, args: &RenderArgs, budget: &Budget, file: &mut NamedTempFile) -> Result<()> {
+fn draw(layers: &Layers, args: &RenderArgs, budget: &Budget, file: &NamedTempFile) -> Result<()> {
     let failed = |error: png::EncodingError| CliError::io("write", &args.out, std::io::Error::other(error));
     let Area { rows, columns } = &args.region;
     let (height, width) = (length(rows), length(columns));
@@ -154,7 +153,8 @@ fn draw(layers: &Layers, args: &RenderArgs, budget: &Budget, file: &mut NamedTem
     let buffer =
         budget.reserve(Bytes::of(width as usize * element * band), &Holder::new("rows of the picture"))?;
     let mut pixels = vec![0; width as usize * element * band];
-    let mut encoder = Encoder::new(BufWriter::new(file.as_file_mut()), width, height);
+    let target = file.as_file().try_clone().map_err(|error| CliError::io("write", &args.out, error))?;
+    let mut encoder = Encoder::new(BufWriter::new(target), width, height);
     encoder.set_color(color);
     encoder.set_depth(BitDepth::Eight);
     let mut stream = encoder.write_header().and_then(png::Writer::into_stream_writer).map_err(failed)?;
