@@ -350,10 +350,10 @@ impl<B: Backend> State<B> {
         let alone = windows.dependents.is_empty();
         let there: Vec<usize> = windows.map.values().copied().collect();
         for id in there {
-            let gone = |entry: &Box<Entry>| {
+            let gone = self.entries.get(id).is_some_and(|entry| {
                 entry.pins == 0 && entry.data.is_some() && (alone || entry.is_unneeded())
-            };
-            if self.entries.get(id).is_some_and(gone) {
+            });
+            if gone {
                 self.drop_entry(id);
             }
         }

@@ -23,7 +23,7 @@ impl<B: Backend> State<B> {
         plan: Plan<B>,
         most: usize,
         (background, passing): (bool, bool),
-    ) -> Result<usize, (Plan<B>, Refusal)> {
+    ) -> Result<usize, Refusal> {
         let cached: SmallVec<[usize; 8]> = plan
             .nodes
             .iter()
@@ -39,7 +39,7 @@ impl<B: Backend> State<B> {
                 Err(_) if lookahead > 1 => lookahead /= 2,
                 Err(refusal) => {
                     cached.iter().for_each(|id| self.unpin_only(*id));
-                    return Err((plan, refusal));
+                    return Err(refusal);
                 }
             }
         };

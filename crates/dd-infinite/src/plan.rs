@@ -184,6 +184,9 @@ pub(crate) fn at_most<B: Backend>(top: &Arc<Def<B>>, region: &Region) -> u64 {
     windows.saturating_add(step)
 }
 
+/// Tensors with the boxes needed of them, by depth and number.
+type Boxes<B> = BTreeMap<(usize, usize), (Arc<Def<B>>, Region)>;
+
 /// Calls `visit` with each tensor that a region needs and the least index box that has all windows needed of it, a tensor
 /// always before those it is made of.
 pub(crate) fn for_each_box<B: Backend>(
@@ -191,7 +194,7 @@ pub(crate) fn for_each_box<B: Backend>(
     region: &Region,
     visit: &mut impl FnMut(&Arc<Def<B>>, &Region),
 ) {
-    let mut open: BTreeMap<(usize, usize), (Arc<Def<B>>, Region)> = BTreeMap::new();
+    let mut open: Boxes<B> = BTreeMap::new();
     open.insert((top.depth, top.slot), (Arc::clone(top), top.windows(region)));
     while let Some((_, (def, indices))) = open.pop_last() {
         visit(&def, &indices);

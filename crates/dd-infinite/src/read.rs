@@ -268,10 +268,7 @@ impl<B: Backend> Shared<B> {
                         self.help(&mut state);
                         Begun::Request(request)
                     }
-                    Err((plan, refusal)) => {
-                        drop(plan);
-                        self.refused(state, refusal, background)
-                    }
+                    Err(refusal) => self.refused(state, refusal, background),
                 });
             }
             planned.unknown
@@ -291,6 +288,7 @@ impl<B: Backend> Shared<B> {
         refusal: Refusal,
         background: bool,
     ) -> Begun {
+        state.tiles.iter_mut().for_each(|(_, store)| store.settle()); // What was taken to try.
         let (tiles, needed) = match refusal {
             Refusal::TooLarge { tiles, needed } => (tiles, needed),
             Refusal::Wait => (usize::MAX, 0),

@@ -209,7 +209,8 @@ impl<B: Backend> Tiles<B> {
         let plenty = missing.saturating_add(SPARE);
         match &mut self.room {
             Some(room) => {
-                (self.is_roomy && room.try_grow(Bytes(plenty)).is_ok()) || room.try_grow(Bytes(missing)).is_ok()
+                (self.is_roomy && room.try_grow(Bytes(plenty)).is_ok())
+                    || room.try_grow(Bytes(missing)).is_ok()
             }
             None => {
                 self.room = self.budget.try_reserve(Bytes(missing), &self.holder).ok();

@@ -229,7 +229,8 @@ fn slices_squeeze_step_and_expand() {
     let t = tiles
         .get_or_create(TensorSpec::new("t", shape, TensorWindow::new([3, 4, 5]).unwrap()), base)
         .unwrap();
-    let rows: Vec<(Vec<Slice>, Vec<usize>, Vec<Vec<i64>>)> = vec![
+    type Row = (Vec<Slice>, Vec<usize>, Vec<Vec<i64>>);
+    let rows: Vec<Row> = vec![
         (
             vec![1.into(), (-2..1).into(), (0..2).into()],
             vec![3, 2],
