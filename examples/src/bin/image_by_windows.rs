@@ -106,7 +106,7 @@ fn sharpen(at: &Context, args: &[HostTensor]) -> Result<HostTensor, FunctionErro
     let pixels = args[0].bytes();
     let get = |y: i64, x: i64| {
         let inside = (top.start()..top.end()).contains(&y) && (left.start()..left.end()).contains(&x);
-        inside.then(|| pixels[((y - top.start()) * left.len() as i64 + x - left.start()) as usize])
+        inside.then(|| pixels[((y - top.start()) * left.len().cast_signed() + x - left.start()) as usize])
     };
     let places =
         (rows.start()..rows.end()).flat_map(|y| (columns.start()..columns.end()).map(move |x| (y, x)));

@@ -42,13 +42,14 @@ impl Layers {
                 Tiles::with_store(&engine, budget.clone(), Arc::clone(store) as Arc<dyn TileStore>)
             }
         };
-        let side = WINDOW as i64;
+        let side = WINDOW.cast_signed() as i64;
         let plane = |size: [i64; 2], name: &str| -> Result<TensorSpec<HostBackend>> {
             let spec = TensorSpec::new(format!("{name}-{seed}"), [None, None], TensorWindow::new(size)?);
             Ok(spec.version(VERSION).seed(seed).workspace(workspace(3)))
         };
         let around = |reach: usize| -> Result<TensorWindow> {
-            let (size, reach) = (side + 2 * reach as i64, reach as i64);
+            let reach = reach.cast_signed() as i64;
+            let size = side + 2 * reach;
             Ok(TensorWindow::new([size, size])?.with_stride([side, side])?.with_offset([-reach, -reach])?)
         };
         let heights = tiles.get_or_create(plane([side, side], "heights")?, move |at, _| heights(seed, at))?;

@@ -162,7 +162,7 @@ fn draw(layers: &Layers, args: &RenderArgs, budget: &Budget, file: &NamedTempFil
     let mut top = rows.start;
     while top < rows.end {
         // Bands end where windows do, so that none is read twice.
-        let step = band as i64;
+        let step = band.cast_signed() as i64;
         let end = (top.div_euclid(step) + 1).saturating_mul(step).min(rows.end);
         let read = length(&(top..end)) as usize * width as usize * element;
         let read = pixels.get_mut(..read).unwrap_or_default();
