@@ -23,7 +23,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | [`region`], [`window`], [`mod@slice`] | boxes of coordinates; which box a window's index stands for; regions as users write them |
+//! | [`region`], [`window`], [`slice`](mod@slice) | boxes of coordinates; which box a window's index stands for; regions as users write them |
 //! | [`blend`] | how overlapping windows are combined |
 //! | [`spec`], [`tiles`], [`tensor`] | [`TensorSpec`], [`Tiles`], [`InfiniteTensor`]: making tensors and reading them |
 //! | [`stream`] | regions larger than memory, piece by piece |
