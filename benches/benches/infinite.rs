@@ -6,13 +6,17 @@
 //! | `warm` | the same read again: all are cached |
 //! | `warm_large` | [`LARGE`]² windows of 512², all cached, copied into the caller's buffer |
 //! | `memcpy` | control: the bytes of `warm_large`, copied in one piece |
+//! | infinite-tensor, tensorstore | peers, where `DD_BENCH_PEERS` names a Python that has them: the same reads, and a raster sweep |
 //! | `one_thread`, `two_threads` | [`HEAVY`]² windows of a function that computes, none cached |
 //!
 //! How to read it: microseconds per window. `cold` should be at most 2, `warm` at most 0.5 (what the bytes themselves take is
 //! in both: `bytes` is that share, as one memcpy of them). `warm_large` should take at most 1.25 times `memcpy`, and
 //! `one_thread` at least 1.8 times `two_threads`.
 
+use std::ffi::OsStr;
 use std::hint::black_box;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
@@ -21,6 +25,7 @@ use dd_benches::rounds::{Contestant, Rounds};
 use dd_benches::settings::Settings;
 use deep_dimensions::core::{Backend, Budget, DType, HostBackend, TensorDesc, Tier};
 use deep_dimensions::infinite::{Engine, InfiniteTensor, Region, Span, TensorSpec, TensorWindow, Tiles};
+use serde_json::Value;
 
 /// Windows along each side of the small read.
 const WINDOWS: i64 = 64;
@@ -36,7 +41,63 @@ fn main() -> Result<()> {
     copies(&settings, &mut criterion)?;
     threads(&settings, &mut criterion)?;
     criterion.final_summary();
+    peers()
+}
+
+/// What the peers take for the same work (`cold`, `warm`), and how often they compute a window of a raster sweep: each in a
+/// process of its own, where `DD_BENCH_PEERS` names a Python that has them.
+fn peers() -> Result<()> {
+    let Some(python) = std::env::var_os("DD_BENCH_PEERS") else {
+        println!(
+            "no peers: `cargo xtask bench infinite --peers` measures infinite-tensor and tensorstore too"
+        );
+        return Ok(());
+    };
+    let mib = |limit: u64| limit << 20;
+    let tasks = [
+        ("infinite-tensor", "cold", 32, WINDOWS, 5, None),
+        ("tensorstore", "cold", 32, WINDOWS, 5, None),
+        ("infinite-tensor", "warm", 32, WINDOWS, 5, None),
+        ("tensorstore", "warm", 32, WINDOWS, 5, None),
+        ("infinite-tensor", "raster", 256, 16, 1, Some(mib(64))),
+        ("infinite-tensor", "raster", 256, 16, 1, Some(mib(16))),
+    ];
+    for (peer, work, window, side, rounds, limit) in tasks {
+        let task = serde_json::json!({
+            "peer": peer, "work": work, "window": window, "side": side, "rounds": rounds, "limit": limit,
+        });
+        println!("{}", peer_line(&python, &task)?);
+    }
     Ok(())
+}
+
+/// One task of `benches/peers/infinite.py`, which prints its report as JSON in its last line.
+fn peer_line(python: &OsStr, task: &Value) -> Result<String> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/infinite.py");
+    let output = Command::new(python).args(["-W", "ignore"]).arg(program).arg(task.to_string()).output()?;
+    if !output.status.success() {
+        return Err(format!("{task}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    let printed = String::from_utf8(output.stdout)?;
+    let report: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
+    let mut cpu: Vec<f64> =
+        report["cpu"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    cpu.sort_unstable_by(f64::total_cmp);
+    let median = cpu.get(cpu.len() / 2).copied().unwrap_or(f64::NAN);
+    let windows = report["windows"].as_f64().unwrap_or(f64::NAN);
+    let resident =
+        report["resident"].as_f64().unwrap_or(f64::NAN) - report["baseline"].as_f64().unwrap_or(f64::NAN);
+    Ok(format!(
+        "{} {} {} of {}²: {:.2} us CPU per window, {} calls for {} windows, {:.0} MiB above its libraries",
+        report["peer"].as_str().unwrap_or_default(),
+        report["version"].as_str().unwrap_or_default(),
+        report["work"].as_str().unwrap_or_default(),
+        task["window"],
+        median / windows * 1e6,
+        report["calls"],
+        report["distinct"],
+        resident / f64::from(1 << 20),
+    ))
 }
 
 /// A tensor whose function hands out one tensor again and again.

@@ -8,12 +8,15 @@
 //! | `transformer_budget` | a transformer within half of its weights: output, bytes read and peak, against the plan |
 //! | `feed_training` | a classifier trained on a data set of several times the memory: the batch size from a plan, loss and memory as pictures |
 //! | `sentence_latency` | a sentence classifier's 50th and 99th percentile, unmanaged and in half of the memory |
+//! | `endless_terrain` | an endless map of three layers: any cut of it is the same picture, bit for bit |
+//! | `image_by_windows` | an image larger than the memory that is allowed, sharpened window by window |
 //!
 //! Run one with `cargo run -p dd-examples --bin automatic`. Each makes a small checkpoint of its own in a temporary
-//! folder, needs neither arguments nor a network, and ends with an error where what it shows is not true.
+//! folder, needs neither arguments nor a network, and ends with an error where what it shows is not true. The last two write
+//! pictures, into the folder that is their argument if there is one.
 //!
 //! This library holds what the programs share: [`Weights`], a checkpoint of random weights; [`EncoderLayer`], a
-//! transformer block made from candle's parts; [`check`] and [`same_bits`].
+//! transformer block made from candle's parts; [`Pictures`], a folder for PNGs; [`check`] and [`same_bits`].
 
 use std::path::Path;
 
@@ -23,8 +26,10 @@ use deep_dimensions::core::Bytes;
 use tempfile::TempDir;
 
 mod encoder;
+mod pictures;
 
 pub use encoder::{EncoderLayer, EncoderSizes};
+pub use pictures::{Pictures, floats, to_bytes};
 
 /// What ends a program: the message is printed, and the exit code is not zero.
 pub type Error = Box<dyn std::error::Error>;

@@ -17,8 +17,8 @@ pub(crate) struct Options {
     /// Copies criterion's estimates to docs/benchmarks/LABEL/; a date and a machine make a good label.
     #[arg(long, value_name = "LABEL", value_parser = plain_label)]
     save: Option<String>,
-    /// Compares with Python packages too (paging, monitor, scale), in an environment that is fetched on the first call:
-    /// 4 GB, or 10 MB where only monitor and scale are named.
+    /// Compares with Python packages too (paging, feed, infinite, monitor, scale), in an environment that is fetched on the
+    /// first call: 4 GB, or 10 MB where only monitor and scale are named.
     #[arg(long)]
     peers: bool,
     /// Prints what a suite found as JSON too, after its table (paging).

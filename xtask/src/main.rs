@@ -1,4 +1,4 @@
-//! The project's checks and chores: `cargo xtask ci | bench | docs | fixtures`.
+//! The project's checks and chores: `cargo xtask ci | bench | docs | fixtures | peers`.
 //!
 //! | module | what it does |
 //! |---|---|
@@ -6,7 +6,7 @@
 //! | [`map`] | the checks that the code is what `docs/architecture.md` says |
 //! | [`fixtures`] | fetches the real model that the tests run |
 //! | [`bench`] | runs the criterion suites and keeps their raw results |
-//! | [`peers`] | the Python environment of those that a suite compares with |
+//! | [`peers`] | the Python environments of those that we compare with, or that read what we write |
 //! | [`workspace`] | where things are, and how Cargo is called |
 
 mod bench;
@@ -40,6 +40,8 @@ enum Task {
     Docs,
     /// Fetches and verifies the test model, once.
     Fixtures,
+    /// Makes a Python environment of 200 MB with zarr and tensorstore, with which tests read our stores.
+    Peers,
 }
 
 fn main() -> ExitCode {
@@ -65,5 +67,6 @@ fn run(task: &Task) -> Result<()> {
         Task::Bench(options) => bench::run(&workspace, options),
         Task::Docs => ci::docs(&workspace),
         Task::Fixtures => fixtures::run(&workspace),
+        Task::Peers => peers::readers(&workspace),
     }
 }

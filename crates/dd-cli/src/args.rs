@@ -10,6 +10,7 @@ use crate::generate::sampling::Sampling;
 use crate::inspect::InspectArgs;
 use crate::monitor::MonitorArgs;
 use crate::scale::ScaleArgs;
+use crate::tiles::TilesCommand;
 
 /// Run models in less memory than their weights.
 #[derive(Clone, Debug, Parser)]
@@ -44,6 +45,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Show where memory stands, as it changes: a dashboard on a terminal, lines elsewhere.
     Monitor(MonitorArgs),
+    /// Endless tensors: draw a region of one, or show what a tile store holds.
+    #[command(subcommand)]
+    Tiles(TilesCommand),
     /// One of the demo's two runs, in a process of its own.
     #[command(hide = true)]
     DemoPass(DemoPassArgs),

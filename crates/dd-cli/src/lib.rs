@@ -6,6 +6,7 @@
 //! | [`run`], [`plan`], [`pack`], [`scale`], [`demo`] | the subcommands |
 //! | [`generate`] | text generation with the stock model code of candle-transformers |
 //! | [`inspect`] | `deepdim inspect`: what a network needs, from its headers |
+//! | [`tiles`] | `deepdim tiles`: a region of an endless terrain as a picture; what a tile store holds |
 //! | [`monitor`] | `deepdim monitor`: the dashboard, and lines |
 //! | [`engine`] | a model that is ready to run, and its budget |
 //! | [`bert`] | a BERT encoder written for streaming, the same for held and for managed weights |
@@ -44,6 +45,7 @@ pub mod run;
 pub mod scale;
 pub mod testing;
 pub mod text;
+pub mod tiles;
 pub mod timeline;
 pub mod warm;
 pub mod weights;

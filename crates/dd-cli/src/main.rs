@@ -7,7 +7,8 @@ use clap::Parser;
 use dd_cli::args::{Args, Command};
 use dd_cli::error::{CliError, ErrorReport, Result};
 use dd_cli::plan::Planned;
-use dd_cli::{demo, generate, heap, inspect, interrupt, monitor, pack, plan, report, run};
+use dd_cli::tiles::TilesCommand;
+use dd_cli::{demo, generate, heap, inspect, interrupt, monitor, pack, plan, report, run, tiles};
 use deep_dimensions::offload::plan::ResidencyPlan;
 use serde::Serialize;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
 }
 
 fn act(args: &Args) -> Result<()> {
+    let json = args.json;
     match &args.command {
         Command::Run(run) if run.texts.is_empty() => {
             let report = generate::run::run(run, &mut |piece| stream(args.json, piece))?;
@@ -47,6 +49,14 @@ fn act(args: &Args) -> Result<()> {
             report.check()
         }
         Command::Inspect(wanted) => show(args.json, &inspect::inspect(wanted)?, inspect::text),
+        Command::Tiles(TilesCommand::Render(args)) => {
+            show(json, &tiles::render::render(args)?, tiles::render::render_text)
+        }
+        Command::Tiles(TilesCommand::Inspect(args)) => {
+            let report = tiles::inspect::inspect(args)?;
+            show(json, &report, tiles::inspect::inspect_text)?;
+            report.check()
+        }
         Command::Monitor(watch) => monitor::monitor(watch, args.json),
         Command::DemoPass(pass) => show(true, &demo::child(pass)?, |_| String::new()),
     }

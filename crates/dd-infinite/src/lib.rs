@@ -29,6 +29,7 @@
 //! | [`stream`] | regions larger than memory, piece by piece |
 //! | [`engine`] | [`Engine`]: threads and the one lock |
 //! | [`store`] | [`TileStore`]: who keeps finished windows |
+//! | `zarr` | the same on disk and in object stores, in the format Zarr v3 (features `zarr`, `object-store`) |
 //! | [`error`] | [`Error`] |
 
 pub mod blend;
@@ -53,6 +54,8 @@ pub mod stream;
 pub mod tensor;
 pub mod tiles;
 pub mod window;
+#[cfg(feature = "zarr")]
+pub mod zarr;
 
 pub use blend::{Blend, CustomFold, Weight};
 pub use def::{Context, FunctionError};

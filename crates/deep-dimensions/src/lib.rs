@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | [`core`] | `dd-core` | bytes, tensors, tiers, budgets; the contracts |
 //! | [`inspect`] | `dd-inspect` | what a network needs: parameters, live peak, memory plans, file headers |
+//! | [`infinite`] | `dd-infinite` | endless tensors: windows, planning, tile stores (on disk with the feature `zarr`, on by default) |
 //! | [`monitor`] | `dd-monitor` | where memory stands: host, container, process, disk, GPU |
-//! | [`infinite`] | `dd-infinite` | infinite tensors: windows computed where they are read |
 //! | [`offload`] | `dd-offload` | weights that do not fit: checkpoints, plans, transfer, the manager |
 //! | [`pager`] | `dd-pager` | the same under code that cannot be changed: demand paging (Linux) |
 //! | [`scale`] | `dd-scale` | which sizes fit: dimensions and batches |
@@ -20,8 +20,8 @@ pub use dd_candle as candle;
 pub use dd_core as core;
 #[cfg(feature = "feed")]
 pub use dd_feed as feed;
-pub use dd_inspect as inspect;
 pub use dd_infinite as infinite;
+pub use dd_inspect as inspect;
 pub use dd_monitor as monitor;
 pub use dd_offload as offload;
 pub use dd_pager as pager;
