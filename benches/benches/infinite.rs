@@ -80,22 +80,21 @@ fn peer_line(python: &OsStr, task: &Value) -> Result<String> {
     }
     let printed = String::from_utf8(output.stdout)?;
     let report: Value = serde_json::from_str(printed.lines().last().unwrap_or_default())?;
-    let mut cpu: Vec<f64> =
-        report["cpu"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
+    let of = |name: &str| report.get(name).unwrap_or(&Value::Null);
+    let mut cpu: Vec<f64> = of("cpu").as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
     cpu.sort_unstable_by(f64::total_cmp);
     let median = cpu.get(cpu.len() / 2).copied().unwrap_or(f64::NAN);
-    let windows = report["windows"].as_f64().unwrap_or(f64::NAN);
-    let resident =
-        report["resident"].as_f64().unwrap_or(f64::NAN) - report["baseline"].as_f64().unwrap_or(f64::NAN);
+    let windows = of("windows").as_f64().unwrap_or(f64::NAN);
+    let resident = of("resident").as_f64().unwrap_or(f64::NAN) - of("baseline").as_f64().unwrap_or(f64::NAN);
     Ok(format!(
         "{} {} {} of {}²: {:.2} us CPU per window, {} calls for {} windows, {:.0} MiB above its libraries",
-        report["peer"].as_str().unwrap_or_default(),
-        report["version"].as_str().unwrap_or_default(),
-        report["work"].as_str().unwrap_or_default(),
-        task["window"],
+        of("peer").as_str().unwrap_or_default(),
+        of("version").as_str().unwrap_or_default(),
+        of("work").as_str().unwrap_or_default(),
+        task.get("window").unwrap_or(&Value::Null),
         median / windows * 1e6,
-        report["calls"],
-        report["distinct"],
+        of("calls"),
+        of("distinct"),
         resident / f64::from(1 << 20),
     ))
 }

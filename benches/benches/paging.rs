@@ -409,6 +409,47 @@ impl Contest {
         Ok(best.1)
     }
 
+    /// What the disk and the computation allow, each alone and both at work, and how much of that is reached.
+    fn limits(&self, figures: &mut Figures, stored: &[(&str, f64, Vec<f64>)]) {
+        let beside: Vec<(f64, f64)> = figures
+            .of("in_memory_reading")
+            .iter()
+            .map(|control| (control.seconds(), control.per_pass(|pass| pass.read as f64 / pass.seconds)))
+            .collect();
+        // What a pass needs of W: all but the table, of which it needs a row.
+        let needed = self.shape.bytes() - self.shape.table_bytes();
+        for (name, share, bandwidth) in stored {
+            let alone = figures.of("in_memory").iter().map(Report::seconds).zip(bandwidth.iter().copied());
+            let alone: Vec<(f64, f64)> = alone.collect();
+            let reached = |limits: &[(f64, f64)]| -> Vec<f64> {
+                let turns = figures.of(name).iter().zip(limits);
+                let share = |(paged, (compute, bandwidth)): (&Report, &(f64, f64))| {
+                    // R is every frame but those for staging, whatever the pager says it keeps in them.
+                    let pager = paged.pager.unwrap_or_default();
+                    let resident = pager.frames.saturating_sub(pager.staging).max(pager.resident);
+                    let streamed = needed.saturating_sub(resident) as f64 * share;
+                    compute.max(streamed / bandwidth) / paged.seconds()
+                };
+                turns.map(share).collect()
+            };
+            let (alone, both) = (reached(&alone), reached(&beside));
+            let title = format!("{name}: share of max(C, (W − R)/B) reached");
+            figures.ratio(&title, alone.into_iter(), "0.95 or more");
+            figures.ratio(
+                &format!("{name}: the same, C and B taken beside each other"),
+                both.into_iter(),
+                "",
+            );
+        }
+        figures.ratio("B beside a pass in memory, GB/s", beside.iter().map(|(_, b)| b / 1e9), "");
+        let slower = figures
+            .per_round("in_memory_reading", "in_memory", |beside, alone| beside.seconds() / alone.seconds());
+        figures.ratio("C while the disk is read, times C", slower.into_iter(), "");
+        let touch: Vec<f64> =
+            figures.of("first_touch").iter().map(|touch| self.budget.0 as f64 / touch.first / 1e9).collect();
+        figures.ratio("first touch of memory, one thread, GB/s", touch.into_iter(), "");
+    }
+
     /// The ratios, each of a round's own figures, and the remarks.
     fn derive(&self, figures: &mut Figures, geometry: Geometry) {
         let all = self.shape.bytes() as f64;
@@ -416,56 +457,12 @@ impl Contest {
             let reads = figures.of(name).iter();
             reads.map(|read| read.per_pass(|pass| pass.read as f64 / pass.seconds)).collect()
         };
-        let (wide, half) = (bandwidths("direct_read"), bandwidths("direct_read_bf16"));
-        for (file, bandwidth) in
-            [("F32", &wide), ("BF16", &half), ("packed", &bandwidths("direct_read_packed"))]
-        {
+        let [wide, half, packed] = ["direct_read", "direct_read_bf16", "direct_read_packed"].map(bandwidths);
+        for (file, bandwidth) in [("F32", &wide), ("BF16", &half), ("packed", &packed)] {
             figures.ratio(&format!("B of the {file} file, GB/s"), bandwidth.iter().map(|b| b / 1e9), "");
         }
-        // What a pass needs of W: all but the table, of which it needs a row.
-        let needed = self.shape.bytes() - self.shape.table_bytes();
-        let stored = [("paged", 1.0, &wide), ("paged_bf16", 0.5, &half)];
-        for (name, share, bandwidth) in stored {
-            // R is every frame but those for staging, whatever the pager says it keeps in them.
-            let limits = figures.of(name).iter().zip(figures.of("in_memory")).zip(bandwidth);
-            let shares = limits.map(|((paged, control), bandwidth)| {
-                let pager = paged.pager.unwrap_or_default();
-                let resident = pager.frames.saturating_sub(pager.staging).max(pager.resident);
-                let streamed = needed.saturating_sub(resident) as f64 * share;
-                control.seconds().max(streamed / bandwidth) / paged.seconds()
-            });
-            let shares: Vec<f64> = shares.collect();
-            figures.ratio(
-                &format!("{name}: share of max(C, (W − R)/B) reached"),
-                shares.into_iter(),
-                "0.95 or more",
-            );
-            // The same with C and B as they are while both are at work.
-            let limits = figures.of(name).iter().zip(figures.of("in_memory_reading"));
-            let shares = limits.map(|(paged, control)| {
-                let pager = paged.pager.unwrap_or_default();
-                let resident = pager.frames.saturating_sub(pager.staging).max(pager.resident);
-                let streamed = needed.saturating_sub(resident) as f64 * share;
-                let bandwidth = control.per_pass(|pass| pass.read as f64 / pass.seconds);
-                control.seconds().max(streamed / bandwidth) / paged.seconds()
-            });
-            let shares: Vec<f64> = shares.collect();
-            figures.ratio(
-                &format!("{name}: the same, C and B taken beside each other"),
-                shares.into_iter(),
-                "",
-            );
-        }
-        let beside = figures.of("in_memory_reading").iter();
-        let beside: Vec<f64> =
-            beside.map(|report| report.per_pass(|pass| pass.read as f64 / pass.seconds) / 1e9).collect();
-        figures.ratio("B beside a pass in memory, GB/s", beside.into_iter(), "");
-        let slower = figures
-            .per_round("in_memory_reading", "in_memory", |beside, alone| beside.seconds() / alone.seconds());
-        figures.ratio("C while the disk is read, times C", slower.into_iter(), "");
-        let touch: Vec<f64> =
-            figures.of("first_touch").iter().map(|touch| self.budget.0 as f64 / touch.first / 1e9).collect();
-        figures.ratio("first touch of memory, one thread, GB/s", touch.into_iter(), "");
+        let stored = [("paged", 1.0, wide), ("paged_bf16", 0.5, half)];
+        self.limits(figures, &stored);
         let share = figures.per_round("paged_block", "in_memory_block", |paged, control| {
             control.seconds() / paged.seconds()
         });
@@ -490,7 +487,7 @@ impl Contest {
             );
         }
         for (name, share, bandwidth) in stored {
-            let reads = figures.of(name).iter().zip(bandwidth);
+            let reads = figures.of(name).iter().zip(&bandwidth);
             let ratios: Vec<f64> =
                 reads.map(|(paged, bandwidth)| paged.first / (all * share / bandwidth)).collect();
             figures.ratio(

@@ -330,8 +330,11 @@ impl InplaceOp1 for Fill<'_> {
 /// Lends the storage of a contiguous tensor in host memory.
 struct Lend<'a, 'b> {
     len: usize,
-    fill: RefCell<&'a mut (dyn FnMut(&mut [u8]) + 'b)>,
+    fill: RefCell<&'a mut Filler<'b>>,
 }
+
+/// What writes to lent storage.
+type Filler<'a> = dyn FnMut(&mut [u8]) + 'a;
 
 impl InplaceOp1 for Lend<'_, '_> {
     fn name(&self) -> &'static str {

@@ -8,6 +8,7 @@
 )]
 #![cfg(not(dd_shuttle))]
 
+#[path = "support/stacks.rs"]
 mod support;
 
 use std::collections::BTreeMap;

@@ -10,6 +10,7 @@
     reason = "tests"
 )]
 
+#[path = "support/stacks.rs"]
 mod support;
 
 use std::sync::Arc;

@@ -9,6 +9,7 @@
 )]
 #![cfg(not(dd_shuttle))]
 
+#[path = "support/stacks.rs"]
 mod support;
 
 use dd_core::{Budget, Bytes, HostBackend};

@@ -86,13 +86,15 @@ impl KeptTensor {
 
     /// Where all chunks are to be kept, the next one that nobody has read so far; each is named once.
     pub(super) fn missing(&self) -> Option<usize> {
-        while self.chunks.everything {
+        if !self.chunks.everything {
+            return None;
+        }
+        loop {
             let index = self.looked_at.fetch_add(1, Ordering::Relaxed);
             if self.places.get(index)?.get().is_none() {
                 return Some(index);
             }
         }
-        None
     }
 
     /// The stored bytes of a chunk, if they are here.
