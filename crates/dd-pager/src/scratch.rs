@@ -84,7 +84,9 @@ impl Scratch {
             Ok::<_, Error>(Unpacking { decoder, values: vec![0; decoding.filled], holds: None })
         };
         let unpacking = decoding.map(unpacking).transpose()?;
-        Ok(Self { mapping: Mapping::reserve(len, false)?, len, read: 0, stays: false, unpacking })
+        let mapping = Mapping::reserve(len, false)?;
+        mapping.prefer_huge(len); // Reads into scattered small pages keep a disk's queue busy for longer.
+        Ok(Self { mapping, len, read: 0, stays: false, unpacking })
     }
 
     /// The whole buffer, page aligned: a unit and two pages, or more where a packed chunk needs it.

@@ -50,15 +50,31 @@ impl Mapping {
         #[cfg(target_os = "linux")]
         {
             mapping.advise(0, len, libc::MADV_DONTFORK).map_err(failed)?;
-            // Without huge pages in this kernel the advice is refused, and small ones do.
             let size = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
-            if let Err(error) = mapping.advise(0, len, size) {
-                tracing::debug!(%error, "the kernel takes no advice on page sizes");
-            }
+            mapping.prefer(len, size);
         }
         #[cfg(not(target_os = "linux"))]
         let _ = huge;
         Ok(mapping)
+    }
+
+    /// Asks for huge pages for as much of the first `len` bytes as whole ones take. Whoever touches a byte of those takes all of
+    /// its huge page.
+    pub(crate) fn prefer_huge(&self, len: usize) {
+        #[cfg(target_os = "linux")]
+        self.prefer(len / HUGE * HUGE, libc::MADV_HUGEPAGE);
+        #[cfg(not(target_os = "linux"))]
+        let _ = len;
+    }
+
+    /// Without huge pages in this kernel the advice is refused, and small ones do.
+    #[cfg(target_os = "linux")]
+    fn prefer(&self, len: usize, size: libc::c_int) {
+        if len > 0
+            && let Err(error) = self.advise(0, len, size)
+        {
+            tracing::debug!(%error, "the kernel takes no advice on page sizes");
+        }
     }
 
     /// The first address.
