@@ -11,7 +11,6 @@
 //! | [`device`] | which candle device a [`dd_core::Device`] means on this machine |
 //! | [`managed`] | modules and embeddings whose weights are managed within a budget |
 //! | [`gguf`] | quantised models, loaded by candle-transformers' own code, within a budget |
-//! | [`inspect`] | the peak of a candle program: measured, or traced at small sizes |
 //! | [`capture`] | the global allocator that this takes |
 //! | [`paged`] | stock candle models whose weights are paged within a budget: `paged_var_builder` |
 //! | [`error`] | candle's errors as ours; running out of device memory is [`dd_core::Error::OutOfMemory`] |
@@ -35,8 +34,6 @@ pub mod dtype;
 pub mod error;
 #[cfg(all(feature = "pager", target_os = "linux"))]
 pub mod gguf;
-#[cfg(feature = "inspect")]
-pub mod inspect;
 #[cfg(feature = "offload")]
 pub mod managed;
 #[cfg(feature = "pager")]

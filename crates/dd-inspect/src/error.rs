@@ -64,12 +64,6 @@ pub enum Error {
         /// Why, and what would do.
         reason: String,
     },
-    /// Recordings that are not of the same program.
-    #[error("the recordings do not fit together: {problem}; record the same work at each size")]
-    Trace {
-        /// What was found.
-        problem: String,
-    },
     /// A file operation that failed.
     #[error("cannot {operation} {}: {source}", path.display())]
     Io {

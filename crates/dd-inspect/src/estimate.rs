@@ -55,7 +55,7 @@ pub struct Estimate {
 ///
 /// It is exact for what a [`Program`] assumes: results of the right order of freeing, nothing else allocated. A library that
 /// frees later or needs workspaces takes more; `uncertainty_fraction` says how much of the transient memory is added for
-/// that. For candle, record the model instead (see [`trace`](crate::trace)).
+/// that. candle does both: its elementwise layers are several operations, and its products pack their operands.
 ///
 /// ```
 /// use dd_core::{Bytes, CostModel};

@@ -10,7 +10,6 @@
 //! | [`arena`] | where each buffer lies in one block of memory |
 //! | [`reorder`] | another order of the layers, with a lower peak |
 //! | [`exec`] | running a program, on the heap or in its planned arena, with canaries |
-//! | [`trace`] | the peak of somebody else's program, from recordings of its allocations |
 //! | [`read`] | headers of safetensors, GGUF and ONNX files, and `config.json` |
 //! | [`error`] | what can go wrong |
 
@@ -26,7 +25,6 @@ pub mod program;
 pub mod read;
 pub mod reorder;
 pub mod table;
-pub mod trace;
 
 pub use error::{Error, Result};
 pub use estimate::NetworkCost;

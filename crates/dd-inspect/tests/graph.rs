@@ -4,14 +4,13 @@
 #[path = "support/networks.rs"]
 mod networks;
 
-use dd_core::{Bytes, CostModel, DType};
+use dd_core::{Bytes, DType};
 use dd_inspect::estimate::{NetworkCost, Work};
 use dd_inspect::graph::{Axis, Graph, GraphBuilder, Sizes};
 use dd_inspect::layer::{
     Activation, Attention, Cell, Conv, Layer, Norm, NormKind, Pool, PoolKind, Recurrent, Target,
 };
 use dd_inspect::program::{Inference, Optimizer, Precision, Role, Training};
-use dd_inspect::trace::{Event, Recording, TraceModel};
 use dd_inspect::{Error, InspectNetwork};
 
 fn seed() -> [Layer; 3] {
@@ -174,10 +173,6 @@ fn costs_keep_the_contract() {
         dd_conformance::cost_model(&cost);
         dd_conformance::cost_model(&cost.granularity(512).uncertainty(0.1));
     }
-    let at = |size: u64| Recording::new(vec![Event::Allocate { bytes: 7 * size + size * size }]);
-    let trace = TraceModel::fit(&[(1, at(1)), (2, at(2)), (3, at(3))]).unwrap();
-    dd_conformance::cost_model(&trace);
-    assert_eq!(trace.peak(&[10]).unwrap(), Bytes(170));
 }
 
 #[test]
@@ -229,20 +224,4 @@ fn things_of_another_graph_are_refused() {
     b.input("x", [Axis::Batch]);
     assert!(matches!(b.activation(far, Activation::Relu), Err(Error::Missing { what: "value", .. })));
     assert!(matches!(b.finish([far]), Err(Error::Missing { .. })));
-}
-
-#[test]
-fn recordings_must_fit_together() {
-    let of = |events: &[Event]| Recording::new(events.to_vec());
-    let one = Event::Allocate { bytes: 5 };
-    let free = Event::Free { allocation: 0 };
-    let rows: [(&[Event], &str); 2] = [(&[one, one], "one has 2 events"), (&[one, one, one], "event 1")];
-    for (other, expected) in rows {
-        let fitted =
-            TraceModel::fit(&[(1, of(&[one, free, one])), (2, of(&[one, free, one])), (3, of(other))]);
-        let message = fitted.unwrap_err().to_string();
-        assert!(message.contains(expected) || message.contains("one has 3"), "{message}");
-    }
-    assert!(TraceModel::fit(&[]).is_err());
-    assert!(TraceModel::fit(&[(1, of(&[])), (1, of(&[])), (2, of(&[]))]).is_err());
 }
