@@ -1,7 +1,7 @@
 //! ONNX: the graph and the descriptions of its weights; the weights themselves are skipped.
 //!
 //! Format: <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>. Common operators become layers of a
-//! [`Graph`](crate::graph::Graph); what is not known is named, and the parameters are counted all the same.
+//! [`Graph`]; what is not known is named, and the parameters are counted all the same.
 
 mod build;
 
